@@ -1,0 +1,84 @@
+"""Rectified flows: straighten a pretrained model's velocity field, invert it, steer it.
+
+Every public name is reached from here and loads on first use (PEP 562), so that
+``import rectiflow`` costs milliseconds and neither torch nor diffusers is imported before
+it is needed. To publish a name, add one line to `_PUBLIC` and its import for type checkers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rectiflow._version import __version__
+
+if TYPE_CHECKING:
+    from rectiflow.errors import InputError, WorkError
+    from rectiflow.invert import Inversion, invert
+    from rectiflow.models.generate import generate
+    from rectiflow.models.load import load
+    from rectiflow.report import report
+    from rectiflow.steer import PRESETS, EditResult, edit
+
+__all__ = [
+    "PRESETS",
+    "EditResult",
+    "InputError",
+    "Inversion",
+    "WorkError",
+    "__version__",
+    "edit",
+    "generate",
+    "invert",
+    "load",
+    "report",
+]
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "load": "rectiflow.models.load",
+    "generate": "rectiflow.models.generate",
+    "invert": "rectiflow.invert",
+    "Inversion": "rectiflow.invert",
+    "edit": "rectiflow.steer",
+    "EditResult": "rectiflow.steer",
+    "PRESETS": "rectiflow.steer",
+    "report": "rectiflow.report",
+    "InputError": "rectiflow.errors",
+    "WorkError": "rectiflow.errors",
+}
+
+
+class _Package(ModuleType):
+    """This package, with public names that the import of a room cannot shadow.
+
+    ``invert`` and ``report`` name both a room and a function. Whenever such a room is first
+    imported, Python binds the submodule onto its parent, and ``rectiflow.invert(...)`` would
+    work or not depending on what was imported before. The public name always wins; the room is
+    reached as ``from rectiflow.invert import ...``.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _PUBLIC and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+if not TYPE_CHECKING:  # a type checker that saw it would accept every misspelt name
+
+    def __getattr__(name: str) -> object:
+        """Import the public name ``name`` and keep it for the next time."""
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """Name the public face as well as what is loaded, for completion."""
+    return sorted({*globals(), *__all__})
