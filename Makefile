@@ -1,0 +1,90 @@
+# make demo   see the main job on the embedded default   (creates .venv, installs, runs)
+# make test   what the continuous integration runs: lint, types, tests
+#
+# Needs Python 3.11 or newer and make; everything is installed into .venv. Installing again waits
+# for a change of pyproject.toml; `make clean` starts afresh.
+
+VENV   ?= .venv
+DEMO   ?= demo
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
+
+TORCH           ?= torch==2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install install-dev test test-slow lint types pytest format build clean
+
+help:
+	@echo 'make demo       invert and edit bundled pictures, report in $(DEMO)/'
+	@echo 'make test       lint, types and the default tests'
+	@echo 'make test-slow  the tests that take longer'
+	@echo 'make lint       ruff check, ruff format --check; make types runs mypy'
+	@echo 'make format     let ruff rewrite what it can'
+	@echo 'make build      wheel and source archive in dist/'
+	@echo 'make clean      remove .venv, caches and what the commands wrote'
+
+demo: install
+	$(VENV)/bin/rectiflow demo -o $(DEMO)
+
+test: lint types pytest
+
+lint: install-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: install-dev
+	$(VENV)/bin/mypy
+
+pytest: install-dev
+	$(VENV)/bin/pytest -q
+
+test-slow: install-dev
+	$(VENV)/bin/pytest -q -m slow
+
+format: install-dev
+	$(VENV)/bin/ruff check --fix-only --exit-zero
+	$(VENV)/bin/ruff format
+
+build: install-dev
+	$(VENV)/bin/hatchling build
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(PY):
+	@for python in $(PYTHON); do \
+	  if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "creating $(VENV) with $$python"; \
+	    exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo 'rectiflow needs Python 3.11 or newer with its venv module' \
+	  '(Debian, Ubuntu: apt install python3-venv); make PYTHON=/path/to/python ...' >&2; \
+	exit 2
+
+# PyPI's Linux wheel of PyTorch carries CUDA, several GB that a machine without a GPU has no use
+# for: there PyTorch's own CPU index comes first, if it answers. alarm() bounds the whole question,
+# a slow name server included, which urlopen's timeout does not.
+ASK_CPU_INDEX = import signal, urllib.request; signal.alarm(8); \
+  urllib.request.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)
+
+$(VENV)/.installed: pyproject.toml | $(PY)
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then index=; \
+	elif $(PY) -c '$(ASK_CPU_INDEX)' >/dev/null 2>&1; then index='--index-url $(TORCH_CPU_INDEX)'; \
+	else index=; fi; \
+	echo "installing $(TORCH) $$index"; \
+	$(PIP) install $$index '$(TORCH)' || { test -n "$$index" && $(PIP) install '$(TORCH)'; }
+	@echo 'installing rectiflow'
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'installing the development tools'
+	@$(PIP) install --quiet --editable '.[dev]'
+	@touch $@
