@@ -204,6 +204,11 @@ def test_nothing_is_pickled() -> None:
     assert not found, f"use safetensors in {', '.join(found)}"
 
 
+def test_the_citation_names_this_version() -> None:
+    citation = (PACKAGE.parent.parent / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {rectiflow.__version__}\n" in citation
+
+
 def test_files_are_short() -> None:
     lengths = {name_of(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     long = {name: length for name, length in lengths.items() if length > MOST_LINES}
