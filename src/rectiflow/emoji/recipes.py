@@ -1,0 +1,19 @@
+"""The world's training recipes by name: `rectiflow train emoji-vae` and its siblings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rectiflow.emoji.vae import VaeConfig, VaeTask
+from rectiflow.straighten.config import TrainConfig
+from rectiflow.straighten.trainer import Task
+
+RECIPES: dict[str, tuple[type[TrainConfig], Any]] = {
+    "emoji-vae": (VaeConfig, VaeTask),
+}
+
+
+def build_task(config: TrainConfig) -> Task:
+    """The task of a recipe's configuration."""
+    task: Task = RECIPES[config.recipe][1](config)
+    return task
