@@ -1,0 +1,66 @@
+"""What made a picture, kept inside its PNG as one JSON text chunk named ``rectiflow``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from rectiflow._version import __version__
+from rectiflow.errors import InputError
+
+KEY = "rectiflow"
+
+
+def save_png(
+    image: Image.Image, path: str | PathLike[str], settings: Mapping[str, Any]
+) -> Path:
+    """Save a picture with what made it, and return its path.
+
+    Args:
+        image: The picture.
+        path: The file, replaced only once the new one is complete.
+        settings: JSON data: prompt, seed, grid, method, model, weight hash, … The version of
+            the package is added as ``version``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = PngImagePlugin.PngInfo()
+    kept = json.dumps({"version": __version__, **settings}, ensure_ascii=False, allow_nan=False)
+    text.add_itxt(KEY, kept)  # iTXt is UTF-8: prompts may hold anything
+    unfinished = path.with_name(path.name + ".tmp")
+    image.save(unfinished, format="PNG", pnginfo=text)
+    unfinished.replace(path)
+    return path
+
+
+def read_png(path: str | PathLike[str]) -> dict[str, Any]:
+    """What made a picture.
+
+    Raises:
+        InputError: there is no such file, it is no PNG, or nothing is recorded in it.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            assert isinstance(image, PngImagePlugin.PngImageFile)
+            text = image.text.get(KEY)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} cannot be read as a PNG ({error})") from None
+    if text is None:
+        raise InputError(
+            f"{path} does not say what made it: it was not written by rectiflow, or another "
+            f"program has saved it since"
+        )
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(f"what {path} says about its making is damaged; use the original file")
+    return settings
