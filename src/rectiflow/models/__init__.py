@@ -1,0 +1,37 @@
+"""Pretrained networks as velocity fields, and pictures in and out of them.
+
+One file per family; diffusers' σ and sign stay in here. Neither this room nor its files import
+diffusers before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from rectiflow.models.base import Conditioning, FlowModel, GuidedVelocity, TokenSegment
+from rectiflow.models.generate import generate, generate_latents, initial_noise
+from rectiflow.models.images import Restore, SizePolicy, fit, load_image, to_pil, to_tensor
+from rectiflow.models.load import FAMILIES, embedded_models, load
+from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
+from rectiflow.models.sd3 import SD3Model
+
+__all__ = [
+    "FAMILIES",
+    "Conditioning",
+    "FlowModel",
+    "GuidedVelocity",
+    "Metadata",
+    "Restore",
+    "SD3Model",
+    "SizePolicy",
+    "TokenSegment",
+    "embedded_models",
+    "fit",
+    "generate",
+    "generate_latents",
+    "initial_noise",
+    "load",
+    "load_image",
+    "read_metadata",
+    "to_pil",
+    "to_tensor",
+    "write_metadata",
+]

@@ -1,0 +1,339 @@
+"""The protocol: a pretrained network as a velocity field, with prompts, codec and hook points.
+
+This is where diffusers' conventions end: above it t = 0 is noise and t = 1 is data, states are
+float32, pixels lie in [0, 1] and a velocity points from noise to data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rectiflow.errors import InputError
+from rectiflow.models.images import SizePolicy
+from rectiflow.models.metadata import Metadata
+from rectiflow.models.weights import weight_hash
+
+Projection = Literal["query", "key", "value"]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Embedded prompts, one per row.
+
+    Example:
+        >>> two = Conditioning(torch.zeros(2, 5, 8), torch.zeros(2, 4))
+        >>> len(two), len(two[[0, 0, 1]]), len(two.repeat(2)), len(Conditioning.cat([two, two[0]]))
+        (2, 3, 4, 3)
+    """
+
+    embeds: Tensor
+    """One feature per text token, shape [B, L, D], in the text encoders' dtype."""
+    pooled: Tensor
+    """One feature per prompt, shape [B, P]."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.embeds)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Conditioning:
+        """Choose rows, in any order and any number of times; one index gives one row."""
+        if isinstance(rows, int):
+            rows = [rows]
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows, device=self.embeds.device)
+        return Conditioning(self.embeds[rows], self.pooled[rows])
+
+    def repeat(self, times: int) -> Conditioning:
+        """The whole batch several times over: rows a, b become a, b, a, b."""
+        return Conditioning(self.embeds.repeat(times, 1, 1), self.pooled.repeat(times, 1))
+
+    def rows(self, count: int) -> Conditioning:
+        """This batch if it has `count` rows; one row is given to all of them.
+
+        Raises:
+            InputError: The batch has another number of rows.
+        """
+        if len(self) == count:
+            return self
+        if len(self) == 1:
+            return self.repeat(count)
+        raise InputError(f"{len(self)} prompts for {count} images: give one for all or one each")
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Stack the rows of several batches."""
+        return Conditioning(
+            torch.cat([part.embeds for part in parts]), torch.cat([part.pooled for part in parts])
+        )
+
+
+@dataclass(frozen=True)
+class TokenSegment:
+    """What stands on a stretch of the text stream: the tokens of one tokenizer, for each prompt."""
+
+    name: str
+    """Whose tokens: `"clip"`, `"t5"`."""
+    start: int
+    """The first position in `Conditioning.embeds`."""
+    length: int
+    """The number of positions."""
+    ids: list[list[int]]
+    """Token ids per prompt, padding included: `length` each."""
+    words: list[list[str]]
+    """The piece of the prompt each token stands for; empty for special tokens and padding."""
+    pad_mask: list[list[bool]]
+    """True where a position is padding."""
+    special: frozenset[int]
+    """Ids that stand for no text: begin, end, padding."""
+    cut: list[str]
+    """What was left out of each prompt because it is too long; empty if nothing was."""
+
+    @property
+    def truncated(self) -> list[bool]:
+        """Whether each prompt was too long for this tokenizer."""
+        return [bool(cut) for cut in self.cut]
+
+    @property
+    def stop(self) -> int:
+        """The first position after the segment."""
+        return self.start + self.length
+
+
+class FlowModel(ABC):
+    """A text-to-image network as a velocity field, with its text encoders and codec.
+
+    Args:
+        pipeline: The diffusers pipeline that owns the components; it is used, never changed.
+        name: What the model is called in reports and saved files.
+        metadata: What its folder says about its use.
+    """
+
+    family: ClassVar[str]
+    text_first: ClassVar[bool]
+    """Whether joint attention concatenates [text, image] rather than [image, text]."""
+
+    def __init__(
+        self, pipeline: Any, *, name: str = "unnamed", metadata: Metadata | None = None
+    ) -> None:
+        self.pipeline = pipeline
+        self.name = name
+        self.metadata = metadata or Metadata()
+
+    # What the network is.
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The network, a module of diffusers: hooks that must see every evaluation go here."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes (under offloading, where it will be brought to)."""
+        return torch.device(self.pipeline._execution_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in; states and velocities are float32 all the same."""
+        return self.network.dtype
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """SHA-256 over the weights of network, codec and text encoders, as they are loaded.
+
+        Computed on first use and kept: it names the model as it was then. A network loaded in
+        another dtype is another velocity field and has another hash.
+        """
+        return weight_hash(self.modules)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The pipeline's networks by name."""
+        components = self.pipeline.components
+        return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+
+    # Sizes and defaults.
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+
+    @property
+    @abstractmethod
+    def patch(self) -> int:
+        """Latent cells per image token, along one side."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> int:
+        """The longest side of an image the network has positions for, in pixels."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of a latent."""
+
+    @property
+    @abstractmethod
+    def default_size(self) -> int:
+        """Side of the square image the network was made for, in pixels."""
+
+    @property
+    @abstractmethod
+    def default_guidance_scale(self) -> float:
+        """The guidance its makers recommend."""
+
+    @property
+    @abstractmethod
+    def default_num_inference_steps(self) -> int:
+        """The number of steps its makers recommend."""
+
+    @property
+    @abstractmethod
+    def shift(self) -> float:
+        """The shift of the time grid its scheduler is configured with."""
+
+    @property
+    def multiple(self) -> int:
+        """Heights and widths are multiples of this, in pixels."""
+        return self.factor * self.patch
+
+    @property
+    def size_policy(self) -> SizePolicy:
+        """How images of other sizes are brought to this model; for `images.fit`."""
+        return SizePolicy(multiple=self.multiple, largest=self.largest, area=self.default_size**2)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape [C, h, w] of the latent of an image.
+
+        Raises:
+            InputError: The network cannot take an image of this size.
+        """
+        self.size_policy.check(height, width)
+        return self.channels, height // self.factor, width // self.factor
+
+    # Images and prompts.
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """The latents of images: the mode of the posterior, normalised as the network sees them.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+
+        Returns:
+            float32 [B, C, h, w] on the model's device; the same for the same images, always.
+
+        Raises:
+            InputError: The network cannot take images of this size.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of latents [B, C, h, w]: float32 [B, 3, H, W] in [0, 1]."""
+
+    @abstractmethod
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Conditioning:
+        """Embed prompts, each distinct one once and by itself.
+
+        By itself, so that its embedding is the same to the last bit whatever else is asked for:
+        a stored inversion depends on it. A prompt that is too long is cut, with a warning.
+        """
+
+    @abstractmethod
+    def tokenize(self, prompts: str | Sequence[str]) -> list[TokenSegment]:
+        """The tokens on every position of the text stream, segment after segment."""
+
+    # The field.
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+        """`v(x, t | c)`, from one call of the network on exactly the rows given.
+
+        Args:
+            x: States, [B, C, h, w].
+            t: Time in [0, 1], 0 at noise: one for all rows, or [B].
+            cond: B rows.
+
+        Returns:
+            float32 [B, C, h, w], pointing from noise to data.
+        """
+
+    # Hook points, for controls.
+
+    @abstractmethod
+    def text_blocks(self) -> list[nn.Module]:
+        """The joint blocks whose text stream goes on to a next block, in order."""
+
+    @abstractmethod
+    def joint_attention(self, block: nn.Module) -> nn.Module:
+        """A block's joint attention: called with the normalised, modulated text stream as the
+        keyword `encoder_hidden_states`, [B, L, D], and the image stream as `hidden_states`.
+        """
+
+    @abstractmethod
+    def projections(self, block: nn.Module, kind: Projection) -> tuple[nn.Module, nn.Module]:
+        """The linear maps of (image, text) features to a block's queries, keys or values, before
+        any norm or rotation.
+        """
+
+    def value_projections(self, block: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The linear maps of (image, text) features to a block's attention values."""
+        return self.projections(block, "value")
+
+
+class GuidedVelocity:
+    """A model's field under classifier-free guidance, `α v(x, t | c) + (1 - α) v(x, t | ∅)`.
+
+    At α = 1 this is the conditional field, one network sample per row. Otherwise both halves go
+    through the network in one batch, [negative, prompt].
+
+    Args:
+        model: The network.
+        cond: A prompt per row, or one for all.
+        negative: What stands for ∅, likewise; the empty prompt if None. Not used at α = 1.
+        guidance_scale: α, with diffusers' meaning.
+    """
+
+    def __init__(
+        self,
+        model: FlowModel,
+        cond: Conditioning,
+        negative: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.cond = cond
+        self.guidance_scale = guidance_scale
+        self.samples_per_row = 1 if guidance_scale == 1 else 2
+        self.negative: Conditioning | None = None
+        if self.samples_per_row == 2:
+            self.negative = model.encode_prompt("") if negative is None else negative
+
+    def __call__(self, x: Tensor, t: Tensor, step: int = 0) -> Tensor:
+        """The velocity at `x` [B, C, h, w]; the step's number is not used."""
+        cond = self.cond.rows(len(x))
+        if self.negative is None:
+            return self.model.velocity(x, t, cond)
+        both = Conditioning.cat([self.negative.rows(len(x)), cond])
+        unguided, guided = self.model.velocity(torch.cat([x, x]), t, both).chunk(2)
+        return unguided + self.guidance_scale * (guided - unguided)
+
+
+def as_prompts(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list.
+
+    Raises:
+        InputError: There is none.
+    """
+    result = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not result:
+        raise InputError("no prompt: give one or more (an empty string is a prompt)")
+    return result

@@ -1,0 +1,203 @@
+"""Pictures from prompts: noise, our own float32 grid, any solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rectiflow.errors import InputError, WorkError
+from rectiflow.flow.grid import make_grid
+from rectiflow.flow.solver import Callback, Solution, Solver, integrate
+from rectiflow.models.base import FlowModel, GuidedVelocity, as_prompts
+from rectiflow.models.images import to_pil
+
+Seed = int | Sequence[int]
+
+
+def initial_noise(
+    model: FlowModel, seeds: Sequence[int | torch.Generator], height: int, width: int
+) -> Tensor:
+    """One draw from N(0, I) per seed, each on the CPU in float32 from a generator of its own.
+
+    So item i is the same bit for bit whatever the batch, the device or the other items.
+
+    Args:
+        model: Whose latents.
+        seeds: A seed, or a CPU generator to draw from, per item.
+        height: In pixels.
+        width: In pixels.
+
+    Returns:
+        float32 [B, C, h, w] on the model's device.
+
+    Raises:
+        InputError: The model cannot take this size.
+    """
+    shape = model.latent_shape(height, width)
+    generators = [
+        seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        for seed in seeds
+    ]
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
+
+
+def generate_latents(
+    model: FlowModel,
+    prompts: str | Sequence[str],
+    latents: Tensor,
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    grid: str | Tensor | Sequence[float] = "shifted",
+    solver: Solver | str = "euler",
+    callback_on_step_end: Callback | None = None,
+    keep_trajectory: bool = False,
+) -> Solution:
+    """Follow the guided flow of prompts from given noise.
+
+    Args:
+        model: The field.
+        prompts: One per row of the noise, or one for all.
+        latents: The noise, float32 [B, C, h, w].
+        negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
+        num_inference_steps: N; the model's default if None.
+        guidance_scale: The model's default if None.
+        grid: As in `make_grid`; `"shifted"` with the model's own shift.
+        solver: As in `integrate`.
+        callback_on_step_end: As in `integrate`.
+        keep_trajectory: As in `integrate`.
+
+    Returns:
+        The latents at the grid's end, and their cost.
+
+    Raises:
+        InputError: An argument is wrong.
+        WorkError: The network returned something that is not a number.
+    """
+    if num_inference_steps is None and isinstance(grid, str):
+        num_inference_steps = model.default_num_inference_steps
+    if guidance_scale is None:
+        guidance_scale = model.default_guidance_scale
+    cells = latents.shape[-2] * latents.shape[-1]
+    points = make_grid(
+        grid, num_inference_steps, shift=model.shift, num_tokens=cells // model.patch**2
+    )
+    negative = None
+    if guidance_scale != 1:
+        negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
+    cond = model.encode_prompt(prompts).rows(len(latents))
+    velocity = GuidedVelocity(model, cond, negative, guidance_scale)
+    solution = integrate(
+        velocity,
+        latents.to(model.device),
+        points,
+        solver,
+        callback_on_step_end=callback_on_step_end,
+        keep_trajectory=keep_trajectory,
+    )
+    if not torch.isfinite(solution.x).all():
+        raise WorkError(
+            f"{model.name} returned numbers that are not finite in {model.dtype}: use "
+            "dtype=torch.bfloat16 or float32"
+        )
+    return solution
+
+
+def generate(
+    model: FlowModel,
+    prompts: str | Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    seed: Seed = 0,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    latents: Tensor | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    grid: str | Tensor | Sequence[float] = "shifted",
+    solver: Solver | str = "euler",
+    callback_on_step_end: Callback | None = None,
+    batch_size: int | None = None,
+) -> list[Image.Image]:
+    """Generate a picture for each prompt.
+
+    Args:
+        model: From `load`.
+        prompts: One or more.
+        negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
+        seed: Item i is drawn from `seed + i`; or one seed per item.
+        generator: CPU generators to draw from instead, one per item.
+        latents: The noise itself instead, float32 [B, C, h, w].
+        num_inference_steps: The model's default if None.
+        guidance_scale: The model's default if None. At 1 nothing goes through the network twice.
+        height: In pixels; the model's default, or that of `latents`, if None.
+        width: Likewise.
+        grid: A name or your own times, as in `make_grid`.
+        solver: A name or your own, as in `integrate`.
+        callback_on_step_end: Called as `(step, t, x)` after each step, for each batch.
+        batch_size: The most items that go through the network together; all if None.
+
+    Returns:
+        RGB pictures in the order of the prompts.
+
+    Raises:
+        InputError: An argument is wrong.
+        WorkError: The network returned something that is not a number.
+    """
+    prompts = as_prompts(prompts)
+    if latents is None:
+        height = model.default_size if height is None else height
+        width = model.default_size if width is None else width
+        latents = initial_noise(model, _sources(seed, generator, len(prompts)), height, width)
+    elif len(latents) != len(prompts):
+        raise InputError(f"{len(latents)} latents for {len(prompts)} prompts: give one each")
+    negatives = _negatives(negative_prompt, len(prompts))
+    images: list[Image.Image] = []
+    for first in range(0, len(prompts), batch_size or len(prompts)):
+        chunk = slice(first, first + (batch_size or len(prompts)))
+        solution = generate_latents(
+            model,
+            prompts[chunk],
+            latents[chunk],
+            negative_prompt=negatives[chunk],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            grid=grid,
+            solver=solver,
+            callback_on_step_end=callback_on_step_end,
+        )
+        images += to_pil(model.decode(solution.x))
+    return images
+
+
+def _sources(
+    seed: Seed, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[int | torch.Generator]:
+    """What each item's noise is drawn from."""
+    sources: list[int | torch.Generator]
+    if isinstance(generator, torch.Generator):
+        sources = [generator]
+    elif generator is not None:
+        sources = list(generator)
+    elif isinstance(seed, int):
+        sources = [seed + i for i in range(count)]
+    else:
+        sources = list(seed)
+    if len(sources) != count:
+        what = "seeds" if generator is None else "generators"
+        raise InputError(f"{len(sources)} {what} for {count} prompts: give one each")
+    return sources
+
+
+def _negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    negatives = [""] if negative_prompt is None else as_prompts(negative_prompt)
+    if len(negatives) == 1:
+        return negatives * count
+    if len(negatives) != count:
+        raise InputError(f"{len(negatives)} negative prompts for {count} prompts: give one each")
+    return negatives

@@ -1,0 +1,56 @@
+"""`rectiflow.json`: what a model folder tells us that diffusers' own files have no place for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rectiflow.errors import InputError
+
+FILE_NAME = "rectiflow.json"
+
+
+class Metadata(BaseModel):
+    """How a checkpoint is meant to be used; what is left out is the family's default.
+
+    Example:
+        >>> Metadata(max_sequence_length=1).default_guidance_scale is None
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    family: str | None = None
+    max_sequence_length: int | None = Field(default=None, gt=0, le=512)
+    """T5 positions in the text stream. 512 is the most that diffusers' pipelines accept."""
+    default_guidance_scale: float | None = None
+    default_num_inference_steps: int | None = Field(default=None, gt=0)
+    default_size: int | None = Field(default=None, gt=0)
+    """Side of the square image the model was trained on, in pixels."""
+    licence: str | None = None
+
+
+def read_metadata(file: Path) -> Metadata:
+    """The metadata in a file; all defaults if there is no such file.
+
+    Raises:
+        InputError: The file is there and is not valid.
+    """
+    if not file.is_file():
+        return Metadata()
+    try:
+        return Metadata.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{file}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+
+
+def write_metadata(metadata: Metadata, folder: Path) -> None:
+    """Write `rectiflow.json` into a model folder, leaving out what is the family's default."""
+    text = metadata.model_dump_json(indent=2, exclude_none=True)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,243 @@
+"""Stable Diffusion 3 and 3.5: `StableDiffusion3Pipeline` around `SD3Transformer2DModel`.
+
+Conventions of the family: the network's time is 1000σ with σ = 1 - t, and it predicts
+noise - data. Joint attention concatenates [image, text]. The text stream is the CLIP positions
+(both encoders side by side in the features), then the T5 positions, which are zeros where there is
+no T5. Source: Esser et al. 2024, arXiv 2403.03206, and diffusers' pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rectiflow.models.base import (
+    Conditioning,
+    FlowModel,
+    Projection,
+    TokenSegment,
+    as_prompts,
+)
+
+MAX_SEQUENCE_LENGTH = 256
+"""T5 positions where the model's metadata does not say: diffusers' default."""
+
+
+class SD3Model(FlowModel):
+    """SD3, SD3.5-medium (with its second, image-only attention) or SD3.5-large; with or without T5.
+
+    Args:
+        pipeline: A `StableDiffusion3Pipeline`, its networks in evaluation mode.
+        name: What the model is called in reports and saved files.
+        metadata: What its folder says about its use.
+    """
+
+    family: ClassVar[str] = "sd3"
+    text_first: ClassVar[bool] = False
+
+    @property
+    def network(self) -> Any:
+        """The `SD3Transformer2DModel`."""
+        return self.pipeline.transformer
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side: 8 for Stability's codec."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def patch(self) -> int:
+        """Latent cells per image token, along one side."""
+        return self.network.config.patch_size
+
+    @property
+    def largest(self) -> int:
+        """The longest side the position table allows, in pixels."""
+        return self.network.config.pos_embed_max_size * self.multiple
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.network.config.in_channels
+
+    @property
+    def default_size(self) -> int:
+        """Side of the square image the network was made for, in pixels."""
+        return self.metadata.default_size or self.network.config.sample_size * self.factor
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """From the metadata, else from the model card of SD3, SD3.5-large or SD3.5-medium."""
+        if self.metadata.default_guidance_scale is not None:
+            return self.metadata.default_guidance_scale
+        return self._recommended()[0]
+
+    @property
+    def default_num_inference_steps(self) -> int:
+        """From the metadata, else from the model card of SD3, SD3.5-large or SD3.5-medium."""
+        return self.metadata.default_num_inference_steps or self._recommended()[1]
+
+    @property
+    def shift(self) -> float:
+        """The scheduler's shift (3 for SD3 and SD3.5)."""
+        return float(self.pipeline.scheduler.config.shift)
+
+    @property
+    def max_sequence_length(self) -> int:
+        """T5 positions in the text stream, there also without a T5."""
+        return self.metadata.max_sequence_length or MAX_SEQUENCE_LENGTH
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """The latents [B, C, h, w] of images [B, 3, H, W] in [0, 1]: the posterior's mode."""
+        self.latent_shape(*images.shape[-2:])
+        vae = self.pipeline.vae
+        encoded = vae.encode((2 * images - 1).to(self.device, vae.dtype))
+        # AutoencoderTiny has no posterior.
+        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
+        return (latents.float() - self._latent_shift) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]."""
+        vae = self.pipeline.vae
+        raw = latents.to(self.device).float() / vae.config.scaling_factor + self._latent_shift
+        images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Conditioning:
+        """Embed prompts by the pipeline's own `encode_prompt`, each distinct one by itself."""
+        prompts = as_prompts(prompts)
+        distinct = list(dict.fromkeys(prompts))
+        for segment in self.tokenize(distinct):
+            for prompt, cut in zip(distinct, segment.cut, strict=True):
+                if cut:
+                    warnings.warn(
+                        f"the prompt {_shorten(prompt)!r} is longer than the {segment.length} "
+                        f"tokens {segment.name} takes: {_shorten(cut)!r} is left out",
+                        stacklevel=3,  # past torch.no_grad's wrapper
+                    )
+        with _quiet_pipeline():  # it has just been said, and better
+            embedded = [
+                self.pipeline.encode_prompt(
+                    prompt=prompt,
+                    prompt_2=None,
+                    prompt_3=None,
+                    device=self.device,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=self.max_sequence_length,
+                )
+                for prompt in distinct
+            ]
+        once = Conditioning.cat([Conditioning(embeds, pooled) for embeds, _, pooled, _ in embedded])
+        return once[[distinct.index(prompt) for prompt in prompts]]
+
+    def tokenize(self, prompts: str | Sequence[str]) -> list[TokenSegment]:
+        """The CLIP tokens (both encoders share the positions), then those of the T5."""
+        prompts = as_prompts(prompts)
+        clip = _segment(
+            "clip", self.pipeline.tokenizer, prompts, 0, self.pipeline.tokenizer_max_length
+        )
+        length = self.max_sequence_length
+        if self.pipeline.text_encoder_3 is not None:
+            return [clip, _segment("t5", self.pipeline.tokenizer_3, prompts, clip.stop, length)]
+        count = len(prompts)
+        empty = TokenSegment(
+            name="t5",
+            start=clip.stop,
+            length=length,
+            ids=[[0] * length for _ in range(count)],
+            words=[[""] * length for _ in range(count)],
+            pad_mask=[[True] * length for _ in range(count)],
+            special=frozenset({0}),
+            cut=[""] * count,
+        )
+        return [clip, empty]
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+        """`v = -u(x, 1000 (1 - t))` in float32, from one call of the network."""
+        dtype = self.dtype
+        sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
+        (u,) = self.network(
+            hidden_states=x.to(dtype),
+            timestep=(sigma * self.pipeline.scheduler.config.num_train_timesteps).expand(len(x)),
+            encoder_hidden_states=cond.embeds.to(dtype),
+            pooled_projections=cond.pooled.to(dtype),
+            return_dict=False,
+        )
+        return -u.float()
+
+    def text_blocks(self) -> list[nn.Module]:
+        """All joint blocks but the last, after which the text stream ends."""
+        return [block for block in self.network.transformer_blocks if not block.context_pre_only]
+
+    def joint_attention(self, block: nn.Module) -> nn.Module:
+        """`attn`; SD3.5-medium's `attn2` sees no text and is left alone."""
+        attention: nn.Module = block.attn  # type: ignore[assignment]
+        return attention
+
+    def projections(self, block: nn.Module, kind: Projection) -> tuple[nn.Module, nn.Module]:
+        """(`to_v`, `add_v_proj`) and their siblings."""
+        attention, letter = self.joint_attention(block), kind[0]
+        return getattr(attention, f"to_{letter}"), getattr(attention, f"add_{letter}_proj")
+
+    @property
+    def _latent_shift(self) -> float:
+        return self.pipeline.vae.config.shift_factor or 0.0
+
+    def _recommended(self) -> tuple[float, int]:
+        """Guidance and steps of the model cards, by what tells the checkpoints apart."""
+        config = self.network.config
+        if config.dual_attention_layers:
+            return 4.5, 40  # SD3.5-medium
+        if config.qk_norm is not None:
+            return 3.5, 28  # SD3.5-large
+        return 7.0, 28  # SD3-medium
+
+
+def _segment(
+    name: str, tokenizer: Any, prompts: Sequence[str], start: int, length: int
+) -> TokenSegment:
+    """Tokenize as the pipeline does, and find for every token its piece of the prompt."""
+    ids, words, pad_mask, cut = [], [], [], []
+    for prompt in prompts:
+        tokens = tokenizer(
+            prompt,
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )
+        spans = tokens.offset_mapping
+        ids.append(list(tokens.input_ids))
+        words.append([prompt[first:last].strip() for first, last in spans])
+        pad_mask.append([not attended for attended in tokens.attention_mask])
+        untruncated = tokenizer(prompt, verbose=False).input_ids
+        end = max(last for _, last in spans)
+        cut.append(prompt[end:].strip() if len(untruncated) > length else "")
+    special = frozenset(tokenizer.all_special_ids)
+    return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)
+
+
+def _shorten(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+@contextmanager
+def _quiet_pipeline() -> Iterator[None]:
+    """Keep the pipeline from logging truncation for each of its three tokenizers."""
+    logger = logging.getLogger("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
