@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -19,7 +21,7 @@ from numpy.typing import ArrayLike
 INK, FAINT, GRID = "#1d1f24", "#6a6e76", "#dddedb"
 SERIES = ("#2f5fd0", "#c2601c", "#1f7d52", "#8a4fb5", "#b23a48", "#5b6470")
 
-# Inside a page, colours follow the page's theme. Longest names first is not needed: all differ.
+# Inside a page, colours follow the page's theme.
 _THEME = {
     INK: "currentColor",
     FAINT: "var(--faint)",
@@ -27,7 +29,8 @@ _THEME = {
     **{colour: f"var(--series-{i}, {colour})" for i, colour in enumerate(SERIES)},
 }
 
-STYLE = {
+# Any: matplotlib types the keys as literals.
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "svg.hashsalt": "rectiflow",  # the same figure is the same file
     "font.family": "sans-serif",
@@ -58,7 +61,7 @@ STYLE = {
 }
 
 
-def new_axes(width: float = 4.2, height: float = 2.5) -> tuple[Figure, Axes]:
+def new_axes(width: float = 4.4, height: float = 2.5) -> tuple[Figure, Axes]:
     """An empty plot in the house's look; sizes in inches."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -91,7 +94,7 @@ def line_plot(
         for index, (name, (x, y, *interval)) in enumerate(series.items()):
             colour = SERIES[index % len(SERIES)]
             if interval:
-                low, high = interval[0]  # type: ignore[misc]
+                low, high = np.asarray(interval[0])
                 axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(x, y, marker="o", color=colour, label=name)
         if log_x:
@@ -169,7 +172,9 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick)_\d+"', "", svg)
+    svg = re.sub(
+        r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick)_\d+"', "", svg
+    )
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     for colour, themed in _THEME.items():

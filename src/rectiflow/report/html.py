@@ -42,7 +42,11 @@ def _environment() -> jinja2.Environment:
 
 def edit_page(report: EditReport) -> str:
     """The page of one report."""
-    return _environment().get_template("edit.html.j2").render(r=_view(report, "r"), command=report.command)
+    return (
+        _environment()
+        .get_template("edit.html.j2")
+        .render(r=_view(report, "r"), command=report.command)
+    )
 
 
 def gallery_page(
@@ -71,6 +75,7 @@ def gallery_page(
             environment=environment,
             mean_psnr=_mean([edit["target_psnr"] for edit in known]),
             mean_nothing=_mean([edit["nothing_psnr"] for edit in known]),
+            known_words=any(edit["columns"] for case in cases for edit in case["edits"]),
             nfe=sum(report.nfe for report in reports),
             seconds=_total([report.seconds for report in reports]),
         )
@@ -96,28 +101,31 @@ def _view(report: EditReport, name: str) -> dict[str, Any]:
         "data": report,
         "prompt": prompt,
         "ratio": report.source.width / report.source.height,
-        "source": picture(report.source, f"Source: {prompt}" if prompt else "Source"),
+        "source": picture(
+            report.source, f"Source: {prompt}" if prompt else "Source", pictures.LARGEST
+        ),
         "shown_smaller": max(report.source.size) > pictures.LARGEST,
         "edits": [
             _edit_view(report, edit, change, factor)
             for edit, change in zip(report.edits, differences, strict=True)
         ],
-        "factor": factor,
+        "change": _amplified("Change", factor),
         "panels": _reconstruction_panels(report),
         "plots": _plots(report, name),
         "noise": words.judge_noise(report.noise) if report.noise else [],
     }
 
 
-def _edit_view(
-    report: EditReport, edit: EditEntry, change: Any, factor: int
-) -> dict[str, Any]:
+def _amplified(name: str, factor: int) -> str:
+    return name if factor == 1 else f"{name} ×{factor}"
+
+
+def _edit_view(report: EditReport, edit: EditEntry, change: Any, factor: int) -> dict[str, Any]:
     mask = None if edit.mask is None else edit.mask.astype(bool)
     columns = words.columns(edit.alignment) if edit.alignment else []
-    known = edit.target is not None
     return {
         "data": edit,
-        "image": picture(edit.image, f"Edit: {edit.prompt or 'empty prompt'}"),
+        "image": picture(edit.image, f"Edit: {edit.prompt or 'empty prompt'}", pictures.LARGEST),
         "target": picture(edit.target, "True target") if edit.target is not None else None,
         "target_psnr": pictures.psnr(edit.image, edit.target) if edit.target is not None else None,
         "nothing_psnr": (
@@ -125,12 +133,11 @@ def _edit_view(
         ),
         "change": picture(
             pictures.difference_map(change, factor, mask),
-            f"Difference of edit and source, {factor} times amplified",
+            _amplified("Difference of edit and source", factor),
         ),
         "masked": mask is not None,
         "columns": columns,
         "columns_in_words": words.alignment_in_words(columns),
-        "known": known,
     }
 
 
@@ -141,14 +148,12 @@ def _reconstruction_panels(report: EditReport) -> list[tuple[Picture, str, str]]
     psnr = pictures.psnr
     panels = [(picture(report.source, "Source"), "Source", "")]
     if report.codec is not None:
-        remark = f"{words.decibels(psnr(report.codec, report.source))} to the source"
-        panels.append(
-            (picture(report.codec, "Source, encoded and decoded"), "Codec alone", remark)
-        )
+        remark = f"PSNR {words.decibels(psnr(report.codec, report.source))} to the source"
+        panels.append((picture(report.codec, "Source, encoded and decoded"), "Codec alone", remark))
     if report.uncompensated is not None:
         reference = report.codec or report.source
         name = "the codec’s" if report.codec else "the source"
-        remark = f"{words.decibels(psnr(report.uncompensated, reference))} to {name}"
+        remark = f"PSNR {words.decibels(psnr(report.uncompensated, reference))} to {name}"
         panels.append(
             (
                 picture(report.uncompensated, "Reconstruction without compensation"),
@@ -156,15 +161,19 @@ def _reconstruction_panels(report: EditReport) -> list[tuple[Picture, str, str]]
                 remark,
             )
         )
-    remark = f"{words.decibels(psnr(report.reconstruction, report.source))} to the source"
+    remark = f"PSNR {words.decibels(psnr(report.reconstruction, report.source))} to the source"
     if report.codec is not None:
         remark += f", {words.decibels(psnr(report.reconstruction, report.codec))} to the codec’s"
     panels.append((picture(report.reconstruction, "Reconstruction"), "Reconstruction", remark))
     error = pictures.difference(report.reconstruction, report.source)
     factor = pictures.amplification([error])
-    alt = f"Difference of reconstruction and source, {factor} times amplified"
+    alt = _amplified("Difference of reconstruction and source", factor)
     panels.append(
-        (picture(pictures.difference_map(error, factor), alt), f"Difference ×{factor}", "black: none")
+        (
+            picture(pictures.difference_map(error, factor), alt),
+            _amplified("Difference", factor),
+            "black: none",
+        )
     )
     return panels
 

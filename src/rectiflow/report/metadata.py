@@ -16,9 +16,7 @@ from rectiflow.errors import InputError
 KEY = "rectiflow"
 
 
-def save_png(
-    image: Image.Image, path: str | PathLike[str], settings: Mapping[str, Any]
-) -> Path:
+def save_png(image: Image.Image, path: str | PathLike[str], settings: Mapping[str, Any]) -> Path:
     """Save a picture with what made it, and return its path.
 
     Args:

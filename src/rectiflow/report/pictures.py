@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 LARGEST = 1024
-"""Longest side of a copy in a page; a page is to be mailed, the full picture is a file."""
+"""Longest side of a copy in a slider; a page is to be mailed, the full picture is a file."""
+PANEL = 640
+"""Longest side of a copy in the smaller panels."""
 SMALL = 128
 """Longest side up to which single pixels are meant to be seen."""
 
@@ -36,18 +38,16 @@ class Picture:
         return max(self.width, self.height) <= SMALL
 
 
-def picture(image: Image.Image, alt: str) -> Picture:
-    """A copy for the page, at most `LARGEST` on its longer side."""
+def picture(image: Image.Image, alt: str, largest: int = PANEL) -> Picture:
+    """A copy for the page, at most `largest` on its longer side."""
     if image.mode not in ("RGB", "P", "L"):
         image = image.convert("RGB")
-    if max(image.size) > LARGEST:
-        # By BOX for difference maps (mode P has no in-between colours), LANCZOS for pictures.
-        scale = LARGEST / max(image.size)
+    if max(image.size) > largest:
+        scale = largest / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        nearest = image.mode == "P"
-        image = image.resize(
-            size, Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-        )
+        # A palette has no colours in between.
+        how = Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.LANCZOS
+        image = image.resize(size, how)
     written = io.BytesIO()
     image.save(written, format="PNG", optimize=max(image.size) <= 2 * SMALL)
     uri = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")

@@ -43,8 +43,7 @@ def step_plot(
     with matplotlib.rc_context(STYLE):
         drawn = positive if logarithmic else finite
         # A gap where a value is missing, rather than a line across it.
-        style = {"color": SERIES[colour], "marker": "o", "markeredgewidth": 0}
-        axes.plot(t, np.where(drawn, y, np.nan), **style)
+        axes.plot(t, np.where(drawn, y, np.nan), "o-", color=SERIES[colour], mew=0)
         notes = []
         if logarithmic:
             axes.set_yscale("log")
@@ -57,7 +56,7 @@ def step_plot(
         else:
             top = y[finite].max() if positive.any() else 1.0
             axes.set_ylim(-0.04 * top, 1.08 * top)
-            axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+            axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
         axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel("time t (0 noise, 1 image)")
         axes.set_ylabel(label)

@@ -107,7 +107,9 @@ def columns(alignment: Alignment) -> list[Column]:
         while i < next_i or j < next_j:
             source = alignment.source[i] if i < next_i else ""
             target = alignment.target[j] if j < next_j else ""
-            state = "replaced" if i < next_i and j < next_j else "removed" if i < next_i else "added"
+            state = (
+                "replaced" if i < next_i and j < next_j else "removed" if i < next_i else "added"
+            )
             made.append(Column(state, source, target))  # type: ignore[arg-type]
             i, j = min(i + 1, next_i), min(j + 1, next_j)
         if (next_i, next_j) != ends:
@@ -168,5 +170,5 @@ def judge_noise(noise: Noise) -> list[Judgement]:
         else:
             words = f"{'somewhat' if level == 'fair' else 'clearly'} off: "
             words += high if value > ideal else low
-        judgements.append(Judgement(name, number(value, 2), str(ideal), words, level))
+        judgements.append(Judgement(name, number(value), str(ideal), words, level))
     return judgements
