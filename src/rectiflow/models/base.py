@@ -87,7 +87,9 @@ class TokenSegment:
     ids: list[list[int]]
     """Token ids per prompt, padding included: `length` each."""
     words: list[list[str]]
-    """The piece of the prompt each token stands for; empty for special tokens and padding."""
+    """The piece of the prompt that each token adds: side by side they spell it, without spaces.
+    Empty for special tokens, padding, and the further bytes of a character.
+    """
     pad_mask: list[list[bool]]
     """True where a position is padding."""
     special: frozenset[int]

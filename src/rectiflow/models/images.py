@@ -49,9 +49,7 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path} is not an image: use PNG, JPEG, WebP, TIFF or the like"
-        ) from error
+        raise InputError(f"{path} is not an image: give PNG, JPEG, WebP or TIFF") from error
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise InputError(
@@ -175,10 +173,7 @@ class Restore:
     def _pad(self, content: Tensor) -> Tensor:
         (left, top), (width, height) = self.offset, self.content_size
         right, bottom = self.size[0] - left - width, self.size[1] - top - height
-        padding = (left, right, top, bottom)
-        return (
-            torch.nn.functional.pad(content, padding, mode="replicate") if any(padding) else content
-        )
+        return torch.nn.functional.pad(content, (left, right, top, bottom), mode="replicate")
 
 
 def fit(image: Image.Image, policy: SizePolicy) -> tuple[Tensor, Restore]:

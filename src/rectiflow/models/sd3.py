@@ -216,14 +216,17 @@ def _segment(
             truncation=True,
             return_offsets_mapping=True,
         )
-        spans = tokens.offset_mapping
-        ids.append(list(tokens.input_ids))
-        words.append([prompt[first:last].strip() for first, last in spans])
-        pad_mask.append([not attended for attended in tokens.attention_mask])
+        pieces, end = [], 0
+        for first, last in tokens.offset_mapping:
+            pieces.append(prompt[max(first, end) : last].strip())
+            end = max(end, last)
         untruncated = tokenizer(prompt, verbose=False).input_ids
-        end = max(last for _, last in spans)
+        ids.append(list(tokens.input_ids))
+        words.append(pieces)
+        pad_mask.append([not attended for attended in tokens.attention_mask])
         cut.append(prompt[end:].strip() if len(untruncated) > length else "")
-    special = frozenset(tokenizer.all_special_ids)
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    special = frozenset(mark for mark in marks if mark is not None)  # not unk: it stands for text
     return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)
 
 

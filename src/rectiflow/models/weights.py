@@ -29,12 +29,14 @@ def weight_hash(modules: Mapping[str, nn.Module]) -> str:
 
 
 def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
-    """Refuse weights with NaN or infinity in them.
+    """Refuse weights that are missing, or have NaN or infinity in them.
 
     Raises:
         InputError: One line naming `source` and the weight.
     """
     for name, weight in _weights(modules):
+        if weight.is_meta:
+            raise InputError(f"{source}: the weights are incomplete ({name} is missing)")
         if not weight.is_floating_point() or weight.numel() == 0:
             continue
         least, most = torch.aminmax(weight.detach())  # one pass, and NaN comes through
