@@ -170,7 +170,8 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> str:
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Its style element would apply to all of the page.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(
         r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick)_\d+"', "", svg
@@ -183,5 +184,5 @@ def inline_svg(figure: Figure, *, name: str, label: str) -> str:
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
     escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    head = f'<svg role="img" aria-label="{escaped}" {view[0]}>'
+    head = f'<svg role="img" aria-label="{escaped}" {view[0]} stroke-linejoin="round">'
     return head + svg[svg.index(">") + 1 :].strip()

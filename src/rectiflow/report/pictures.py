@@ -56,7 +56,7 @@ def picture(image: Image.Image, alt: str, largest: int = PANEL) -> Picture:
 
 def pixels(image: Image.Image) -> NDArray[np.float32]:
     """A picture as float32 ``[H, W, 3]`` in [0, 1]."""
-    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:

@@ -60,7 +60,9 @@ def step_plot(
         axes.set_xlim(-0.03, 1.03)
         axes.set_xlabel("time t (0 noise, 1 image)")
         axes.set_ylabel(label)
-    if finite.any():
+    if not y.any():
+        summary = "exactly 0 in every step"
+    elif finite.any():
         worst = int(np.nanargmax(np.where(finite, y, np.nan)))
         summary = f"median {np.median(y[finite]):.2g}, largest {y[worst]:.2g} at t = {t[worst]:.2f}"
     else:

@@ -37,9 +37,9 @@ def decibels(value: float) -> str:
 
     Example:
         >>> decibels(21.347), decibels(float("inf"))
-        ('21.3 dB', 'identical')
+        ('21.3 dB', '∞ (identical)')
     """
-    return "identical" if value == math.inf else f"{value:.1f} dB".replace("-", "−")
+    return "∞ (identical)" if value == math.inf else f"{value:.1f} dB".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
