@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from rectiflow.emoji.edits import COLOURED
-from rectiflow.emoji.scene import MAX_TILT, PATTERNS, Scene
+from rectiflow.emoji.scene import MAX_TILT, Scene
+from rectiflow.emoji.sprites import GROUPS, SPRITES
 from rectiflow.errors import InputError
 from rectiflow.evaluate.setting import Setting, features, in_tones, possible_styles, read_setting
-from rectiflow.evaluate.templates import SIZE, Match, Pose, match, shortlist, template
+from rectiflow.evaluate.templates import GROUNDS, SIZE, Match, Pose, match, shortlist, template
 
 MOST_ITEMS = 5
 """The search ends here; no scene has more than three."""
@@ -30,14 +32,18 @@ FINALISTS = 4
 TILTS = range(-MAX_TILT, MAX_TILT + 1, 4)
 SCORE = 0.35
 """Share of the difference under an item that it must explain."""
-GAIN = 2.0
-"""Least gain of an item, in squared error summed over pixels and channels."""
+GAIN = 0.7
+"""Least gain of an item in squared error, summed over pixels, a channel."""
+GOOD = 0.9
+"""An item that explains this share has no pattern."""
+PUZZLING = 0.05
+"""Root mean square residual of a picture that is worth a second search."""
+OVERLAP = 0.5
+"""Share of an item that may lie over others."""
 PATTERN_GAIN = 1.05
 """A pattern must explain this many times what the plain sprite does."""
 ALIKE = 0.06
 """Root mean square difference up to which toneless members of one family pass for each other."""
-GROUNDS = (0.1, 0.3, 0.45, 0.6, 0.8, 0.95)
-"""Lumas tried for what is behind a sketch, which its outlines depend on."""
 
 
 @dataclass(frozen=True)
@@ -114,31 +120,37 @@ def judge(picture: Image.Image | NDArray[np.uint8]) -> Verdict:
     array = np.asarray(picture)
     if array.shape != (SIZE, SIZE, 3) or array.dtype != np.uint8:
         raise InputError(f"the judge reads RGB pictures of {SIZE} × {SIZE} pixels; resize first")
-    pixels = array.astype(np.float32) / 255
+    pixels = array.astype(np.float32) / np.float32(255)
     verdicts = [_explain(pixels, style) for style in possible_styles(pixels)]
+    if min(verdict.residual for verdict in verdicts) > PUZZLING:
+        # One large thing may have been taken for several small ones.
+        verdicts += [_explain(pixels, verdict.style, largest=32) for verdict in verdicts]
     return min(verdicts, key=lambda verdict: verdict.residual)
 
 
 @torch.inference_mode()
-def _explain(pixels: NDArray[np.float32], style: str) -> Verdict:
+def _explain(pixels: NDArray[np.float32], style: str, largest: int = SIZE) -> Verdict:
     setting = read_setting(pixels, style)
     image = torch.from_numpy(features(pixels, style))
     model = torch.from_numpy(setting.canvas)
-    canvas, found = model.clone(), []
-    while len(found) < MOST_ITEMS:
-        best = _find(image, canvas, style, first=not found)
+    canvas, settled = model.clone(), torch.zeros_like(model[:1])
+    found: list[Found] = []
+    search = _Search(image, style, largest)
+    for _ in range(MOST_ITEMS):
+        best = search.find(canvas, first=not found)
+        share = score(best, image, canvas, style)
+        if best.gain < GAIN * len(image) or share < SCORE:
+            break
         drawn, rows, columns = _visible(best, style)
         cover = drawn[-1:]
-        under = ((image - canvas)[:, rows, columns].square() * cover).sum()
-        score = best.gain / max(float(under), 1e-6)
-        if best.gain < GAIN or score < SCORE:
-            break
-        found.append(_describe(best, style, score))
-        model[:, rows, columns] = model[:, rows, columns] * (1 - cover) + drawn[:-1]
-        # What is under an item is settled, however well it fits: nothing else is looked for there.
-        canvas[:, rows, columns] = torch.where(
-            cover > 0.3, image[:, rows, columns], model[:, rows, columns]
-        )
+        # What is under an item and at its rim is settled, however well it fits: what is left
+        # there is no other item.
+        if float((settled[:, rows, columns] * cover).sum() / cover.sum()) < OVERLAP:
+            found.append(_describe(best, style, share))
+            model[:, rows, columns] = model[:, rows, columns] * (1 - cover) + drawn[:-1]
+        settled[:, rows, columns] = torch.maximum(settled[:, rows, columns], cover)
+        rim = F.max_pool2d(settled, 3, stride=1, padding=1) > 0.2
+        canvas = torch.where(rim, image, model)
     return Verdict(
         background=setting.backgrounds[0],
         style=style,
@@ -148,71 +160,85 @@ def _explain(pixels: NDArray[np.float32], style: str) -> Verdict:
     )
 
 
-def _residual(
-    pixels: NDArray[np.float32], image: Tensor, model: Tensor, setting: Setting
-) -> float:
+def score(found: Match, image: Tensor, canvas: Tensor, style: str) -> float:
+    """The share of what differs under a match that it explains."""
+    drawn, rows, columns = _visible(found, style)
+    under = ((image - canvas)[:, rows, columns].square() * drawn[-1:]).sum()
+    return found.gain / max(float(under), 1e-6)
+
+
+def _residual(pixels: NDArray[np.float32], image: Tensor, model: Tensor, setting: Setting) -> float:
     """What is unexplained as an RGB distance, so that styles can be compared."""
     off_tone = float(np.square(pixels - in_tones(pixels, setting.style)).mean())
     scale = 1.6 if setting.style == "sketch" else 1.0
     return float(np.sqrt(off_tone + float((scale * (image - model)).square().mean())))
 
 
-def _find(image: Tensor, canvas: Tensor, style: str, *, first: bool) -> Match:
-    """The item that explains most: a coarse search, then a fine one among the likeliest."""
-    # As in the world, only a picture's single item is upside down or has a pattern.
-    poses, row, column = shortlist(image, canvas, style, LENGTH, upside_down=first)
-    turned = [pose._replace(tilt=tilt) for pose in poses for tilt in TILTS]
-    finalists = _best_of_each(match(image, canvas, style, turned, row, column, reach=3))
-    sized: list[Match] = []
-    for finalist in finalists[:FINALISTS]:
-        pose, tilt = finalist.pose, finalist.pose.tilt
-        variants = [
-            pose._replace(side=pose.side + more, tilt=near)
-            for more in range(-3, 4)
-            for near in (tilt - 4, tilt, tilt + 4)
-            if near in TILTS
-        ]
-        sized += match(image, canvas, style, variants, *_centre(finalist, style))
-    finalists = _best_of_each(sized)
-    if style == "sketch":
-        finalists = [
-            max(
-                (
-                    match(image, canvas, style, [f.pose], *_centre(f, style), ground=ground)[0]
-                    for ground in GROUNDS
-                ),
-                key=lambda m: m.gain,
-            )
-            for f in finalists
-        ]
-    best = max(finalists, key=lambda m: m.gain)
-    if not first:
-        return best
-    painted = [
-        m._replace(gain=m.gain / PATTERN_GAIN)
-        for finalist in finalists
-        for m in match(
-            image,
-            canvas,
-            style,
-            [
-                finalist.pose._replace(side=finalist.pose.side + more, pattern=pattern)
-                for pattern in PATTERNS[1:]
-                for more in (-1, 0, 1)
-            ],
-            *_centre(finalist, style),
-            ground=finalist.ground,
+class _Search:
+    """The search for items in one picture whose style is known."""
+
+    def __init__(self, image: Tensor, style: str, largest: int) -> None:
+        self.image, self.style, self.largest = image, style, largest
+
+    def find(self, canvas: Tensor, *, first: bool) -> Match:
+        """The item that explains most of what the canvas does not."""
+        # As in the world, only a picture's single item is upside down or has a pattern.
+        if not first:
+            return self._best(canvas, ("upright",))
+        best = self._best(canvas, ("upright", "upside down"))
+        if score(best, self.image, canvas, self.style) > GOOD:
+            return best
+        painted = self._best(canvas, ("painted",))
+        return painted if painted.gain > PATTERN_GAIN * best.gain else best
+
+    def _best(self, canvas: Tensor, kinds: tuple[str, ...]) -> Match:
+        """A coarse search for everything everywhere, then a fine one among the likeliest."""
+        length = LENGTH * (3 if self.style == "sketch" else 1)
+        poses, row, column = shortlist(
+            self.image, canvas, self.style, kinds, length=length, largest=self.largest
         )
+        turned = [pose._replace(tilt=tilt) for pose in poses for tilt in TILTS]
+        found = match(self.image, canvas, self.style, turned, row, column, reach=3)
+        finalists = _best_of_each(found)[:FINALISTS]
+        for growth in (range(-3, 4), range(-1, 2)):
+            finalists = self._refine(
+                canvas, [(f, _variants(f.pose, growth, self.style)) for f in finalists]
+            )
+        best = finalists[0]
+        siblings = GROUPS[SPRITES[best.pose.emoji].group]
+        return self._refine(
+            canvas, [(best, [best.pose._replace(emoji=name) for name in siblings])]
+        )[0]
+
+    def _refine(self, canvas: Tensor, tries: list[tuple[Match, list[Pose]]]) -> list[Match]:
+        """Poses at the places of earlier matches: the best of every sprite, best first."""
+        return _best_of_each(
+            [
+                better
+                for near, poses in tries
+                for better in match(
+                    self.image, canvas, self.style, poses, *_centre(near, self.style)
+                )
+            ]
+        )
+
+
+def _variants(pose: Pose, growth: range, style: str) -> list[Pose]:
+    """The pose a little smaller and larger, turned a little, and before other grounds."""
+    return [
+        pose._replace(side=pose.side + more, tilt=tilt, ground=ground)
+        for more in growth
+        for tilt in (pose.tilt - 4, pose.tilt, pose.tilt + 4)
+        if tilt in TILTS
+        for ground in (GROUNDS if style == "sketch" and len(growth) == 3 else (pose.ground,))
     ]
-    return max([best, *painted], key=lambda m: m.gain)
 
 
 def _best_of_each(matches: list[Match]) -> list[Match]:
     """The best match of every sprite, best first."""
     best: dict[tuple[str, bool, bool], Match] = {}
     for found in sorted(matches, key=lambda m: -m.gain):
-        pose = found.pose
-        best.setdefault((pose.emoji, pose.mirrored, pose.upside_down), found)
+        best.setdefault(found.pose.look, found)
     return list(best.values())
 
 
@@ -223,7 +249,7 @@ def _centre(found: Match, style: str) -> tuple[int, int]:
 
 def _visible(found: Match, style: str) -> tuple[Tensor, slice, slice]:
     """The part of a match inside the picture, and the rows and columns it covers."""
-    drawn = torch.from_numpy(template(found.pose, style, found.ground))
+    drawn = torch.from_numpy(template(found.pose, style))
     side = drawn.shape[1]
     rows = slice(max(0, found.top), min(SIZE, found.top + side))
     columns = slice(max(0, found.left), min(SIZE, found.left + side))

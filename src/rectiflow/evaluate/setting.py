@@ -144,6 +144,4 @@ def _read_sketch(pixels: Pixels) -> Setting:
     nearest = min(steps, key=lambda name: abs(steps[name] - strength))
     margin = abs(steps[nearest] - strength) + 2 * TIE
     allowed = [name for name in steps if abs(steps[name] - strength) <= margin]
-    return Setting(
-        "sketch", tuple(sorted(allowed, key=lambda n: abs(steps[n] - strength))), canvas
-    )
+    return Setting("sketch", tuple(sorted(allowed, key=lambda n: abs(steps[n] - strength))), canvas)

@@ -8,7 +8,6 @@ it is a sum of correlations of images with templates, so that all places are tri
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,16 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rectiflow.emoji.render import apply_style, stamp
+from rectiflow.emoji.scene import PATTERNS
 from rectiflow.emoji.sprites import SPRITES
 from rectiflow.evaluate.setting import features
 
 SIZE = 64
 """Side of the pictures judged."""
 COARSE_SIDES = (24, 28, 32, 36, 40)
+GROUNDS = (0.1, 0.3, 0.45, 0.6, 0.8, 0.95)
+"""Lumas of what may be behind a sketch's items: its outlines depend on it, and nothing shows it."""
 
 
 class Pose(NamedTuple):
-    """A sprite as it is pasted: the arguments of `stamp`."""
+    """A sprite as it is pasted: the arguments of `stamp`, and for a sketch what is behind it."""
 
     emoji: str
     side: int
@@ -36,6 +38,12 @@ class Pose(NamedTuple):
     mirrored: bool = False
     upside_down: bool = False
     pattern: str = "plain"
+    ground: float = 0.45
+
+    @property
+    def look(self) -> tuple[str, bool, bool]:
+        """What distinguishes two things found, rather than how well one fits."""
+        return self.emoji, self.mirrored, self.upside_down
 
 
 class Match(NamedTuple):
@@ -45,21 +53,17 @@ class Match(NamedTuple):
     top: int
     left: int
     gain: float
-    ground: float
 
 
-def template(pose: Pose, style: str, ground: float = 0.5) -> NDArray[np.float32]:
+def template(pose: Pose, style: str) -> NDArray[np.float32]:
     """A pose in the style's `features` and its coverage: ``[C + 1, S, S]``.
 
-    Args:
-        pose: what to draw.
-        style: sepia is matched as gray, whose weights of the colours are nearly its own.
-        ground: luma of what is behind; only a sketch's outlines depend on it.
+    Sepia is matched as gray, whose weights of the colours are nearly its own.
     """
-    pixels = stamp(*pose)
+    pixels = stamp(*pose[:-1])
     if style == "sketch":
         pixels = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
-        drawn = apply_style(pixels[..., :3] + (1 - pixels[..., 3:]) * ground, "sketch")
+        drawn = apply_style(pixels[..., :3] + (1 - pixels[..., 3:]) * pose.ground, "sketch")
         return np.concatenate([features(drawn, "sketch"), pixels[None, ..., 3]])
     shown = pixels[..., :3]
     if style != "plain":
@@ -88,13 +92,15 @@ class _Bank(NamedTuple):
 
 
 @functools.cache
-def _bank(look: str, upside_down: bool) -> _Bank:
+def _bank(look: str, kind: str) -> _Bank:
     """The spectra of every sprite at coarse sides, untilted, at half size."""
     poses = [
-        Pose(name, side, 0, mirrored, upside_down)
+        Pose(name, side, 0, mirrored, kind == "upside down", pattern, ground)
         for name, sprite in SPRITES.items()
         for mirrored in (False, True)[: 1 + sprite.directional]
-        for side in COARSE_SIDES[upside_down:]
+        for side in COARSE_SIDES[kind == "upside down" :]
+        for pattern in (PATTERNS[1:] if kind == "painted" else PATTERNS[:1])
+        for ground in (GROUNDS[1::2] if look == "sketch" else GROUNDS[2:3])
     ]
     drawn = torch.zeros(len(poses), 4 if look == "plain" else 2, SIZE, SIZE)
     for index, pose in enumerate(poses):
@@ -107,7 +113,13 @@ def _bank(look: str, upside_down: bool) -> _Bank:
 
 
 def shortlist(
-    image: Tensor, canvas: Tensor, style: str, length: int, *, upside_down: bool
+    image: Tensor,
+    canvas: Tensor,
+    style: str,
+    kinds: Sequence[str],
+    *,
+    length: int,
+    largest: int = SIZE,
 ) -> tuple[list[Pose], int, int]:
     """The likeliest poses at the likeliest place, found at half size.
 
@@ -115,24 +127,24 @@ def shortlist(
         image: the picture's features, ``[C, SIZE, SIZE]``.
         canvas: what is explained so far, of the same shape.
         style: the picture's.
+        kinds: of "upright", "upside down" and "painted" (with a pattern).
         length: how many sprites to keep, each in its best coarse size.
-        upside_down: whether to look for those too.
+        largest: side of the largest sprite looked for, pixels.
 
     Returns:
         The poses, best first, and the row and column of their centre in pixels.
     """
     inputs = torch.fft.rfft2(_inputs(F.avg_pool2d(image, 2), F.avg_pool2d(canvas, 2)))
     look = style if style in ("plain", "sketch") else "gray"
-    banks = [_bank(look, False)] + ([_bank(look, True)] if upside_down else [])
+    banks = [_bank(look, kind) for kind in kinds]
     gains = torch.cat([torch.fft.irfft2((bank.spectra * inputs).sum(dim=1)) for bank in banks])
-    poses = list(itertools.chain.from_iterable(bank.poses for bank in banks))
-    half = SIZE // 2
-    row, column = divmod(int(gains.amax(dim=0).argmax()), half)
+    poses = [pose for bank in banks for pose in bank.poses]
+    gains[torch.tensor([pose.side > largest for pose in poses])] = -torch.inf
+    row, column = divmod(int(gains.amax(dim=0).argmax()), SIZE // 2)
     near = gains[:, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].amax(dim=(1, 2))
     kept: dict[tuple[str, bool, bool], Pose] = {}
     for index in near.argsort(descending=True).tolist():
-        pose = poses[index]
-        kept.setdefault((pose.emoji, pose.mirrored, pose.upside_down), pose)
+        kept.setdefault(poses[index].look, poses[index])
         if len(kept) == length:
             break
     return list(kept.values()), 2 * row, 2 * column
@@ -147,10 +159,9 @@ def match(
     column: int,
     *,
     reach: int = 2,
-    ground: float = 0.5,
 ) -> list[Match]:
     """Each pose at its best place within `reach` pixels of a centre, in the order given."""
-    drawn = [template(pose, style, ground) for pose in poses]
+    drawn = [template(pose, style) for pose in poses]
     side = max(pixels.shape[1] for pixels in drawn)
     stack = np.zeros((len(drawn), drawn[0].shape[0], side, side), np.float32)
     starts = [(side - pixels.shape[1]) // 2 for pixels in drawn]
@@ -162,7 +173,7 @@ def match(
     gains = 2 * F.conv2d(window[None], _weights(torch.from_numpy(stack)))[0]
     best = gains.flatten(1).max(dim=1)
     return [
-        Match(pose, top + index // span + start, left + index % span + start, gain, ground)
+        Match(pose, top + index // span + start, left + index % span + start, gain)
         for span in (2 * reach + 1,)
         for pose, start, gain, index in zip(
             poses, starts, best.values.tolist(), best.indices.tolist(), strict=True
