@@ -100,7 +100,15 @@ def test_what_is_unknown_is_left_out(tmp_path: Path) -> None:
     page = Page.read(write_edit_report(bare, tmp_path / "r.html"))
     assert_self_contained(page)
     assert_described(page)
-    for words in ("True target", "Reconstruction", "Inversion", "Network samples", "Time", "None"):
+    for words in (
+        "True target",
+        "Reconstruction",
+        "Inversion",
+        "Network samples",
+        "Time",
+        "None",
+        "How it",
+    ):
         assert words not in page.text
     assert not page.having("plot") and not page.having("copy") and not page.having("legend")
 
