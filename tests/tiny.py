@@ -35,7 +35,7 @@ WORDS = (
     "on the background happy sad face left right big small"
 ).split()
 CLIP_LENGTH = 24
-T5_LENGTH = 6
+T5_LENGTH = 12
 WIDTH = 32
 
 

@@ -150,6 +150,8 @@ def generate(
         WorkError: The network returned something that is not a number.
     """
     prompts = as_prompts(prompts)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give 1 or more")
     if latents is None:
         height = model.default_size if height is None else height
         width = model.default_size if width is None else width

@@ -99,9 +99,10 @@ def _resolve(name_or_folder: str | Path) -> tuple[Path | str, str]:
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found or torch.device("cpu")
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
