@@ -6,11 +6,12 @@ diffusers before a model is loaded.
 
 from __future__ import annotations
 
-from rectiflow.models.base import Conditioning, FlowModel, GuidedVelocity, TokenSegment
+from rectiflow.models.base import FlowModel, GuidedVelocity
 from rectiflow.models.generate import generate, generate_latents, initial_noise
 from rectiflow.models.images import Restore, SizePolicy, fit, load_image, to_pil, to_tensor
 from rectiflow.models.load import FAMILIES, embedded_models, load
 from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
+from rectiflow.models.prompts import Conditioning, TokenSegment
 from rectiflow.models.sd3 import SD3Model
 
 __all__ = [

@@ -11,8 +11,9 @@ from torch import Tensor
 from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.grid import make_grid
 from rectiflow.flow.solver import Callback, Solution, Solver, integrate
-from rectiflow.models.base import FlowModel, GuidedVelocity, as_prompts
+from rectiflow.models.base import FlowModel, GuidedVelocity
 from rectiflow.models.images import to_pil
+from rectiflow.models.prompts import as_prompts
 
 Seed = int | Sequence[int]
 

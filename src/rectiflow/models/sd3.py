@@ -17,13 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rectiflow.models.base import (
-    Conditioning,
-    FlowModel,
-    Projection,
-    TokenSegment,
-    as_prompts,
-)
+from rectiflow.models.base import FlowModel, Projection
+from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
 
 MAX_SEQUENCE_LENGTH = 256
 """T5 positions where the model's metadata does not say: diffusers' default."""
