@@ -28,7 +28,7 @@ def stamp(
         image = image.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     scaled = max(1, round(side * image.width / sprite(emoji).shape[1]))
     image = image.resize((scaled, scaled), Image.Resampling.BOX, reducing_gap=None)
-    pixels = np.asarray(image, dtype=np.float32) / 255
+    pixels = np.asarray(image, dtype=np.float32) / np.float32(255)
     if pattern != "plain":
         y, x = np.mgrid[:scaled, :scaled] * (8.0 / side)
         if pattern == "striped":
@@ -76,7 +76,7 @@ def apply_style(canvas: NDArray[np.float32], style: str) -> NDArray[np.float32]:
     if style == "plain":
         return canvas
     if style == "sepia":
-        return np.minimum(canvas @ SEPIA.T, 1)
+        return np.minimum(canvas @ SEPIA.T, np.float32(1))
     luma = canvas @ LUMA
     if style == "sketch":  # dark strokes where the picture changes, on paper
         padded = np.pad(luma, 1, mode="edge")

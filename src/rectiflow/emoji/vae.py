@@ -132,7 +132,7 @@ class VaeTask:
         latents = torch.cat(
             [
                 self.vae.encode(2 * scenes(range(start, start + 64)) - 1).latent_dist.mode()
-                for start in range(0, 1024, 64)
+                for start in range(0, 512, 64)
             ]
         )
         self.vae.register_to_config(

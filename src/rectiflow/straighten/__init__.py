@@ -1,0 +1,1 @@
+"""Training: one loop for codecs, flows and, later, reflow and distillation."""

@@ -57,9 +57,7 @@ def learning_rate_factor(config: TrainConfig, step: int) -> float:
 def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    hidden = [
-        p for name, p in named if p.ndim == 2 and min(p.shape) > 16 and "embed" not in name
-    ]
+    hidden = [p for name, p in named if p.ndim == 2 and min(p.shape) > 16 and "embed" not in name]
     chosen = {id(p) for p in hidden} if config.muon_learning_rate else set()
     rest = [p for _, p in named if id(p) not in chosen]
     result: list[torch.optim.Optimizer] = [

@@ -1,0 +1,46 @@
+"""Latents of the training scenes, encoded once: a flow model sees each of them several times."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from rectiflow.emoji.vae import scenes
+
+CHUNK = 1000
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Latents as flow models use them: scaled and shifted, the mode of the posterior, float32."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        z = vae.encode(2 * images - 1).latent_dist.mode().float()
+    latents: Tensor = (z - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents
+
+
+def cached_latents(vae: AutoencoderKL, folder: Path, count: int) -> Tensor:
+    """The latents of scene seeds 0 … count − 1, float16 ``[count, C, h, w]``.
+
+    They are kept in `folder` in chunks, each written whole, so that an interrupted run goes on
+    where it was; `folder` belongs to one codec.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = []
+    for start in tqdm(range(0, count, CHUNK), desc="encoding scenes", disable=None):
+        file = folder / f"{start:07d}.safetensors"
+        if not file.exists():
+            parts = [
+                encode(vae, scenes(range(i, i + 100))) for i in range(start, start + CHUNK, 100)
+            ]
+            temporary = file.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"latents": torch.cat(parts).half()}, temporary)
+            os.replace(temporary, file)
+        chunks.append(load_file(file)["latents"])
+    return torch.cat(chunks)[:count]

@@ -1,0 +1,22 @@
+"""Inversion: from a real image back to the noise that a flow would make it from."""
+
+from __future__ import annotations
+
+from rectiflow.invert.euler import euler_inversion
+from rectiflow.invert.fixed_point import fixed_point_inversion
+from rectiflow.invert.presets import PRESETS, Preset, get_preset
+from rectiflow.invert.result import InversionResult
+from rectiflow.invert.trajectory import Inversion, Reconstruction, from_seed, invert
+
+__all__ = [
+    "PRESETS",
+    "Inversion",
+    "InversionResult",
+    "Preset",
+    "Reconstruction",
+    "euler_inversion",
+    "fixed_point_inversion",
+    "from_seed",
+    "get_preset",
+    "invert",
+]

@@ -1,0 +1,24 @@
+"""Steering: edit an image by changing its prompt, keeping what the prompt did not change."""
+
+from __future__ import annotations
+
+from rectiflow.invert.presets import PRESETS, Preset
+from rectiflow.steer.alignment import Alignment, align, needleman_wunsch
+from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, controlled
+from rectiflow.steer.edit import EditResult, edit
+from rectiflow.steer.editing import EditTask, edit_latents
+
+__all__ = [
+    "PRESETS",
+    "AdaLNReplacement",
+    "Alignment",
+    "AttentionInjection",
+    "EditResult",
+    "EditTask",
+    "Preset",
+    "align",
+    "controlled",
+    "edit",
+    "edit_latents",
+    "needleman_wunsch",
+]
