@@ -26,22 +26,25 @@ from rectiflow.evaluate.templates import GROUNDS, SIZE, Match, Pose, match, shor
 
 MOST_ITEMS = 5
 """The search ends here; no scene has more than three."""
-LENGTH = 12
+LENGTH = 24
 """Sprites kept of the coarse search, and how many of those the fine search keeps."""
-FINALISTS = 4
+FINALISTS = 6
 TILTS = range(-MAX_TILT, MAX_TILT + 1, 4)
+COARSE_TILTS = (-8, 0, 8)
+SMALLEST = 22
+"""Side of the smallest item looked for, pixels."""
 SCORE = 0.35
 """Share of the difference under an item that it must explain."""
-GAIN = 0.7
+GAIN = 0.5
 """Least gain of an item in squared error, summed over pixels, a channel."""
-GOOD = 0.9
-"""An item that explains this share has no pattern."""
+GOOD = 0.97
+"""An item that explains this share is upright and has no pattern."""
 PUZZLING = 0.05
 """Root mean square residual of a picture that is worth a second search."""
 OVERLAP = 0.5
 """Share of an item that may lie over others."""
-PATTERN_GAIN = 1.05
-"""A pattern must explain this many times what the plain sprite does."""
+UNUSUAL_GAIN = 1.02
+"""A pattern or a sprite upside down must explain this many times what a usual one does."""
 ALIKE = 0.06
 """Root mean square difference up to which toneless members of one family pass for each other."""
 
@@ -182,22 +185,21 @@ class _Search:
 
     def find(self, canvas: Tensor, *, first: bool) -> Match:
         """The item that explains most of what the canvas does not."""
+        best = self._best(canvas, "upright")
         # As in the world, only a picture's single item is upside down or has a pattern.
-        if not first:
-            return self._best(canvas, ("upright",))
-        best = self._best(canvas, ("upright", "upside down"))
-        if score(best, self.image, canvas, self.style) > GOOD:
+        if not first or score(best, self.image, canvas, self.style) > GOOD:
             return best
-        painted = self._best(canvas, ("painted",))
-        return painted if painted.gain > PATTERN_GAIN * best.gain else best
+        unusual = [self._best(canvas, kind) for kind in ("upside down", "painted")]
+        other = max(unusual, key=lambda found: found.gain)
+        return other if other.gain > UNUSUAL_GAIN * best.gain else best
 
-    def _best(self, canvas: Tensor, kinds: tuple[str, ...]) -> Match:
+    def _best(self, canvas: Tensor, kind: str) -> Match:
         """A coarse search for everything everywhere, then a fine one among the likeliest."""
-        length = LENGTH * (3 if self.style == "sketch" else 1)
+        length = LENGTH * (2 if self.style == "sketch" else 1)
         poses, row, column = shortlist(
-            self.image, canvas, self.style, kinds, length=length, largest=self.largest
+            self.image, canvas, self.style, kind, length=length, largest=self.largest
         )
-        turned = [pose._replace(tilt=tilt) for pose in poses for tilt in TILTS]
+        turned = [pose._replace(tilt=tilt) for pose in poses for tilt in COARSE_TILTS]
         found = match(self.image, canvas, self.style, turned, row, column, reach=3)
         finalists = _best_of_each(found)[:FINALISTS]
         for growth in (range(-3, 4), range(-1, 2)):
@@ -229,7 +231,7 @@ def _variants(pose: Pose, growth: range, style: str) -> list[Pose]:
         pose._replace(side=pose.side + more, tilt=tilt, ground=ground)
         for more in growth
         for tilt in (pose.tilt - 4, pose.tilt, pose.tilt + 4)
-        if tilt in TILTS
+        if tilt in TILTS and pose.side + more >= SMALLEST
         for ground in (GROUNDS if style == "sketch" and len(growth) == 3 else (pose.ground,))
     ]
 

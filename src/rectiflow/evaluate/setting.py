@@ -24,6 +24,8 @@ _SEPIA_TONE = SEPIA.sum(axis=1)
 
 CHROMA = 0.03
 """Mean distance from a style's tones up to which a picture may be in it; 30 dB of noise is half."""
+UNEVEN = 3
+"""Rows above and below a horizon where either side's colour is background."""
 TIE = 0.02
 """Colours this much further away than the nearest, beyond any shade, are allowed too."""
 
@@ -92,6 +94,13 @@ def _find_horizon(image: Pixels, top: Pixels, bottom: Pixels) -> int:
     return first + int(np.argmin(costs[first : round(0.8 * size)]))
 
 
+def _between(image: Pixels, top: Pixels, bottom: Pixels) -> Pixels:
+    """The mixture of two colours nearest to each pixel: a horizon need not be straight or sharp."""
+    step = bottom - top
+    along = np.tensordot(step, image - top[:, None, None], 1) / max(float(step @ step), 1e-6)
+    return top[:, None, None] + step[:, None, None] * np.clip(along, 0, 1)
+
+
 def read_setting(pixels: Pixels, style: str) -> Setting:
     """The setting of a picture whose style is known.
 
@@ -115,6 +124,8 @@ def read_setting(pixels: Pixels, style: str) -> Setting:
     if nearest in SCENERY or (style != "plain" and np.abs(top - bottom).max() > 0.06):
         horizon = _find_horizon(image, top, bottom)
         canvas[:, :horizon], canvas[:, horizon:] = top[:, None, None], bottom[:, None, None]
+        band = slice(horizon - UNEVEN, horizon + UNEVEN)
+        canvas[:, band] = _between(image[:, band], top, bottom)
     else:
         canvas[:] = ((top + bottom) / 2)[:, None, None]
     slack = 0 if style == "plain" else TIE

@@ -25,6 +25,7 @@ from rectiflow.evaluate.setting import features
 SIZE = 64
 """Side of the pictures judged."""
 COARSE_SIDES = (24, 28, 32, 36, 40)
+COARSE_TILTS = (-6, 6)
 GROUNDS = (0.1, 0.3, 0.45, 0.6, 0.8, 0.95)
 """Lumas of what may be behind a sketch's items: its outlines depend on it, and nothing shows it."""
 
@@ -93,12 +94,13 @@ class _Bank(NamedTuple):
 
 @functools.cache
 def _bank(look: str, kind: str) -> _Bank:
-    """The spectra of every sprite at coarse sides, untilted, at half size."""
+    """The spectra of every sprite at coarse sides and tilts, at half size, ``[K, N, H, W]``."""
     poses = [
-        Pose(name, side, 0, mirrored, kind == "upside down", pattern, ground)
+        Pose(name, side, tilt, mirrored, kind == "upside down", pattern, ground)
         for name, sprite in SPRITES.items()
         for mirrored in (False, True)[: 1 + sprite.directional]
         for side in COARSE_SIDES[kind == "upside down" :]
+        for tilt in ((0,) if kind == "painted" or look == "sketch" else COARSE_TILTS)
         for pattern in (PATTERNS[1:] if kind == "painted" else PATTERNS[:1])
         for ground in (GROUNDS[1::2] if look == "sketch" else GROUNDS[2:3])
     ]
@@ -108,15 +110,24 @@ def _bank(look: str, kind: str) -> _Bank:
         first = SIZE // 2 - pixels.shape[1] // 2
         last = first + pixels.shape[1]
         drawn[index, :, first:last, first:last] = torch.from_numpy(pixels)
-    weights = _weights(F.avg_pool2d(drawn, 2))
-    return _Bank(poses, torch.fft.rfft2(torch.fft.ifftshift(weights, dim=(2, 3))).conj())
+    weights = torch.fft.ifftshift(_weights(F.avg_pool2d(drawn, 2)), dim=(2, 3))
+    spectra = torch.fft.rfft2(weights.transpose(0, 1).contiguous())
+    return _Bank(poses, spectra.conj().resolve_conj())
+
+
+def _correlate(inputs: Tensor, spectra: Tensor) -> Tensor:
+    """The correlation with each template at every place, ``[N, SIZE / 2, SIZE / 2]``."""
+    total = torch.zeros_like(spectra[0])
+    for channel, spectrum in zip(torch.fft.rfft2(inputs), spectra, strict=True):
+        total.addcmul_(spectrum, channel)
+    return torch.fft.irfft2(total)
 
 
 def shortlist(
     image: Tensor,
     canvas: Tensor,
     style: str,
-    kinds: Sequence[str],
+    kind: str,
     *,
     length: int,
     largest: int = SIZE,
@@ -127,18 +138,17 @@ def shortlist(
         image: the picture's features, ``[C, SIZE, SIZE]``.
         canvas: what is explained so far, of the same shape.
         style: the picture's.
-        kinds: of "upright", "upside down" and "painted" (with a pattern).
+        kind: "upright", "upside down" or "painted" (with a pattern).
         length: how many sprites to keep, each in its best coarse size.
         largest: side of the largest sprite looked for, pixels.
 
     Returns:
         The poses, best first, and the row and column of their centre in pixels.
     """
-    inputs = torch.fft.rfft2(_inputs(F.avg_pool2d(image, 2), F.avg_pool2d(canvas, 2)))
+    inputs = _inputs(F.avg_pool2d(image, 2), F.avg_pool2d(canvas, 2))
     look = style if style in ("plain", "sketch") else "gray"
-    banks = [_bank(look, kind) for kind in kinds]
-    gains = torch.cat([torch.fft.irfft2((bank.spectra * inputs).sum(dim=1)) for bank in banks])
-    poses = [pose for bank in banks for pose in bank.poses]
+    poses, spectra = _bank(look, kind)
+    gains = _correlate(inputs, spectra)
     gains[torch.tensor([pose.side > largest for pose in poses])] = -torch.inf
     row, column = divmod(int(gains.amax(dim=0).argmax()), SIZE // 2)
     near = gains[:, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].amax(dim=(1, 2))
