@@ -111,6 +111,9 @@ class ClipTask:
         self.config = config
         torch.manual_seed(config.seed)
         self.clip = build_clip(config)
+        if config.init_from is not None:
+            start = CLIPModel.from_pretrained(config.init_from, dtype=torch.float32)
+            self.clip.load_state_dict(start.state_dict())
         self.network: nn.Module = _Objective(self.clip)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:

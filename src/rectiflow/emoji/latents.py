@@ -29,18 +29,19 @@ def cached_latents(vae: AutoencoderKL, folder: Path, count: int) -> Tensor:
     """The latents of scene seeds 0 … count − 1, float16 ``[count, C, h, w]``.
 
     They are kept in `folder` in chunks, each written whole, so that an interrupted run goes on
-    where it was; `folder` belongs to one codec.
+    where it was, and several processes can share the work; `folder` belongs to one codec.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chunks = []
-    for start in tqdm(range(0, count, CHUNK), desc="encoding scenes", disable=None):
-        file = folder / f"{start:07d}.safetensors"
-        if not file.exists():
-            parts = [
-                encode(vae, scenes(range(i, i + 100))) for i in range(start, start + CHUNK, 100)
-            ]
-            temporary = file.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"latents": torch.cat(parts).half()}, temporary)
-            os.replace(temporary, file)
-        chunks.append(load_file(file)["latents"])
-    return torch.cat(chunks)[:count]
+    starts = tqdm(range(0, count, CHUNK), desc="encoding scenes", disable=None)
+    return torch.cat([load_chunk(vae, folder, start) for start in starts])[:count]
+
+
+def load_chunk(vae: AutoencoderKL, folder: Path, start: int) -> Tensor:
+    """The latents of scene seeds start … start + CHUNK − 1, encoded if they are not there yet."""
+    file = folder / f"{start:07d}.safetensors"
+    if not file.exists():
+        parts = [encode(vae, scenes(range(i, i + 100))) for i in range(start, start + CHUNK, 100)]
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"latents": torch.cat(parts).half().contiguous()}, temporary)
+        os.replace(temporary, file)
+    return load_file(file)["latents"]

@@ -22,6 +22,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import Attention
 from pydantic import Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -50,11 +51,9 @@ class Sd3Config(TrainConfig):
     """Folder of the codec."""
     clip: Path | None = Path("src/rectiflow/weights/emoji-clip")
     """Folder whose text tower starts the first text encoder; None starts it at random."""
-    init_from: Path | None = None
-    """Folder of an `emoji-sd3` to start from instead of random weights."""
     latents: Path = Path("runs/latents")
     """Where encoded scenes are kept."""
-    scenes: int = Field(default=200_000, ge=1000, le=1_000_000, multiple_of=1000)
+    scenes: int = Field(default=80_000, ge=1000, le=1_000_000, multiple_of=1000)
     """How many distinct scenes are trained on."""
     num_layers: int = 6
     heads: int = 3
@@ -173,9 +172,7 @@ class Sd3Task:
         self.network: nn.Module = _Objective(
             self.transformer, self.text_encoders, config.max_sequence_length
         )
-        encoder_file = config.vae / "diffusion_pytorch_model.safetensors"
-        codec = hashlib.sha256(encoder_file.read_bytes()).hexdigest()[:12]
-        self.latents = cached_latents(self.vae, config.latents / codec, config.scenes)
+        self.latents = cached_latents(self.vae, latents_folder(config), config.scenes)
         self.captions = [caption(sample(seed)) for seed in range(config.scenes)]
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -257,6 +254,16 @@ class Sd3Task:
         self.transformer.load_state_dict(start.transformer.state_dict())
         self.text_encoders[0].load_state_dict(start.text_encoder.state_dict())
         self.text_encoders[1].load_state_dict(start.text_encoder_2.state_dict())
+
+
+def latents_folder(config: Sd3Config) -> Path:
+    """Where the latents of the configuration's codec are kept, named after its encoder."""
+    weights = load_file(config.vae / "diffusion_pytorch_model.safetensors")
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if name.startswith("encoder."):
+            digest.update(weights[name].numpy().tobytes())
+    return config.latents / digest.hexdigest()[:12]
 
 
 def _permuted(place: int, epoch: int, count: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rectiflow.emoji.render import render_array
 from rectiflow.emoji.scene import sample
+from rectiflow.errors import InputError
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
@@ -101,7 +102,16 @@ class VaeTask:
     def __init__(self, config: VaeConfig) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.vae = build_vae(config).to(memory_format=torch.channels_last)
+        self.vae = build_vae(config)
+        if config.init_from is not None:
+            start = AutoencoderKL.from_pretrained(config.init_from, torch_dtype=torch.float32)
+            self.vae.load_state_dict(start.state_dict())
+            self.vae.register_to_config(**latent_statistics(start))
+        elif config.decoder_only:
+            raise InputError(
+                "decoder_only needs init_from: which codec's decoder is to be trained?"
+            )
+        self.vae.to(memory_format=torch.channels_last)
         self.vae.encoder.requires_grad_(not config.decoder_only)
         self.network: nn.Module = _Objective(self.vae, config)
 
@@ -110,8 +120,6 @@ class VaeTask:
         side = SIZE // 2 ** (len(self.config.block_out_channels) - 1)
         shape = (self.config.latent_channels, side, side)
         noise = torch.stack([torch.randn(shape, generator=_generator(i)) for i in indices])
-        if self.config.decoder_only:
-            noise *= 0.5
         return {"images": images.contiguous(memory_format=torch.channels_last), "noise": noise}
 
     @torch.no_grad()
@@ -129,19 +137,26 @@ class VaeTask:
         One scale and one shift for all channels: whitening each would make a flow model spend
         itself on whichever channel carries the finest detail.
         """
-        latents = torch.cat(
-            [
-                self.vae.encode(2 * scenes(range(start, start + 64)) - 1).latent_dist.mode()
-                for start in range(0, 512, 64)
-            ]
-        )
-        self.vae.register_to_config(
-            scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean())
-        )
+        if not self.config.decoder_only:
+            latents = torch.cat([self._latents(start) for start in range(0, 512, 64)])
+            self.vae.register_to_config(
+                scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean())
+            )
         copy = build_vae(self.config)
-        copy.register_to_config(**{k: v for k, v in self.vae.config.items() if k[0] != "_"})
+        copy.register_to_config(**latent_statistics(self.vae))
         copy.load_state_dict(self.vae.state_dict())
         copy.half().save_pretrained(folder)
+
+    def _latents(self, start: int) -> Tensor:
+        latents: Tensor = self.vae.encode(
+            2 * scenes(range(start, start + 64)) - 1
+        ).latent_dist.mode()
+        return latents
+
+
+def latent_statistics(vae: AutoencoderKL) -> dict[str, float]:
+    """The scale and shift that a codec's configuration gives its latents."""
+    return {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
 
 
 def _generator(index: int) -> torch.Generator:

@@ -18,6 +18,8 @@ class TrainConfig(BaseModel):
 
     recipe: str
     seed: int = 0
+    init_from: Path | None = None
+    """Model folder to start from instead of random weights; half precision will do."""
     steps: int = Field(default=10_000, gt=0)
     batch_size: int = Field(default=64, gt=0)
     """Global batch: samples per step over all processes."""
