@@ -8,6 +8,7 @@ carry structure rather than high frequencies, which is what a flow model learns 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,9 @@ class VaeConfig(TrainConfig):
     half_size_weight: float = 0.25
     decoder_only: bool = False
     """Freeze the encoder: the latents, and every model trained on them, stay as they are."""
+    anchor_weight: float = Field(default=0.0, ge=0)
+    """Keep latents near those of `init_from`, so that models trained on them still hold: weight
+    of the squared distance between the two encoders' means, in units of the latents' variance."""
 
 
 def scenes(seeds: Sequence[int], size: int = SIZE) -> Tensor:
@@ -76,6 +80,8 @@ class _Objective(nn.Module):
     def __init__(self, vae: AutoencoderKL, config: VaeConfig) -> None:
         super().__init__()
         self.vae, self.config = vae, config
+        # A plain tuple, so that the anchor is neither trained nor saved.
+        self.anchor = (copy.deepcopy(vae.encoder).requires_grad_(False),)
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         config = self.config
@@ -88,6 +94,10 @@ class _Objective(nn.Module):
         half = self.vae.decoder(F.avg_pool2d(z[::2], 2)).float()
         half_loss = self._distance(half, F.avg_pool2d(pixels[::2], 2)).mean()
         loss = loss + config.kl_weight * kl.mean(dim=(1, 2, 3))
+        if config.anchor_weight:
+            drift = mean - self.anchor[0](pixels).float().chunk(2, dim=1)[0]
+            drift = drift * self.vae.config.scaling_factor
+            loss = loss + config.anchor_weight * drift.square().mean(dim=(1, 2, 3))
         return loss + config.half_size_weight * half_loss
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
@@ -137,15 +147,15 @@ class VaeTask:
         One scale and one shift for all channels: whitening each would make a flow model spend
         itself on whichever channel carries the finest detail.
         """
-        if not self.config.decoder_only:
+        if self.config.init_from is None:
             latents = torch.cat([self._latents(start) for start in range(0, 512, 64)])
             self.vae.register_to_config(
                 scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean())
             )
-        copy = build_vae(self.config)
-        copy.register_to_config(**latent_statistics(self.vae))
-        copy.load_state_dict(self.vae.state_dict())
-        copy.half().save_pretrained(folder)
+        shipped = build_vae(self.config)
+        shipped.register_to_config(**latent_statistics(self.vae))
+        shipped.load_state_dict(self.vae.state_dict())
+        shipped.half().save_pretrained(folder)
 
     def _latents(self, start: int) -> Tensor:
         latents: Tensor = self.vae.encode(
