@@ -41,6 +41,9 @@ GOOD = 0.97
 """An item that explains this share is upright and has no pattern."""
 PUZZLING = 0.05
 """Root mean square residual of a picture that is worth a second search."""
+MUCH_BETTER = 0.6
+LARGEST_OF_SEVERAL = 32
+"""No item of a layout with several slots is larger, pixels."""
 OVERLAP = 0.5
 """Share of an item that may lie over others."""
 UNUSUAL_GAIN = 1.02
@@ -77,7 +80,8 @@ class Verdict:
     backgrounds: tuple[str, ...]
     """Those it may be: more than one only where a style has taken the colours away."""
     residual: float
-    """Root mean square of what is left unexplained, pixels in [0, 1]."""
+    """Root mean square of what is left unexplained, pixels in [0, 1], and the misfit of the
+    background's colours."""
 
     @property
     def count(self) -> int:
@@ -125,10 +129,13 @@ def judge(picture: Image.Image | NDArray[np.uint8]) -> Verdict:
         raise InputError(f"the judge reads RGB pictures of {SIZE} × {SIZE} pixels; resize first")
     pixels = array.astype(np.float32) / np.float32(255)
     verdicts = [_explain(pixels, style) for style in possible_styles(pixels)]
-    if min(verdict.residual for verdict in verdicts) > PUZZLING:
-        # One large thing may have been taken for several small ones.
-        verdicts += [_explain(pixels, verdict.style, largest=32) for verdict in verdicts]
-    return min(verdicts, key=lambda verdict: verdict.residual)
+    verdict = min(verdicts, key=lambda verdict: verdict.residual)
+    if verdict.residual <= PUZZLING:
+        return verdict
+    # Several small things may have been taken for one large. More items always explain more, so
+    # that has to be much the better explanation.
+    other = _explain(pixels, verdict.style, largest=LARGEST_OF_SEVERAL)
+    return other if other.residual < MUCH_BETTER * verdict.residual else verdict
 
 
 @torch.inference_mode()
@@ -159,7 +166,7 @@ def _explain(pixels: NDArray[np.float32], style: str, largest: int = SIZE) -> Ve
         style=style,
         items=tuple(found),
         backgrounds=setting.backgrounds,
-        residual=_residual(pixels, image, model, setting),
+        residual=_residual(pixels, image, model, setting) + setting.misfit,
     )
 
 

@@ -39,6 +39,8 @@ class Setting:
     """Those the picture allows, the nearest first; more than one only without colour."""
     canvas: Pixels
     """The picture without its items in the style's `features`, ``[C, H, W]``."""
+    misfit: float
+    """How far its colours are from the nearest background's, in [0, 1], beyond any shade."""
 
 
 def features(pixels: Pixels, style: str) -> Pixels:
@@ -115,7 +117,7 @@ def read_setting(pixels: Pixels, style: str) -> Setting:
     top, bottom = (np.median(image[:, rows], axis=(1, 2)) for rows in (slice(2), slice(-2, None)))
     distances = {}
     for name, colours in BACKGROUNDS.items():
-        nominal = apply_style(np.array([colours], np.float32) / 255, style)
+        nominal = apply_style(np.array([colours], np.float32) / np.float32(255), style)
         known = features(nominal, style)[:, 0]  # [C, parts]
         ends = np.stack([top, bottom], axis=1) - known
         distances[name] = float(np.maximum(np.abs(ends) - SHADE / 255, 0).sum(axis=0).mean())
@@ -133,7 +135,7 @@ def read_setting(pixels: Pixels, style: str) -> Setting:
         (name for name in distances if distances[name] <= distances[nearest] + slack),
         key=distances.__getitem__,
     )
-    return Setting(style, tuple(allowed), canvas)
+    return Setting(style, tuple(allowed), canvas, distances[nearest])
 
 
 def _read_sketch(pixels: Pixels) -> Setting:
@@ -141,18 +143,22 @@ def _read_sketch(pixels: Pixels) -> Setting:
     strokes = features(pixels, "sketch")
     size = strokes.shape[1]
     rows = strokes[0, :, [0, 1, -2, -1]].min(axis=0)
-    first = round(0.4 * size)
-    line = first + int(np.argmax(rows[first : round(0.8 * size)]))
+    # The line is two rows dark with light ones around, which the side of an item is not.
+    first, last = round(0.4 * size), round(0.8 * size)
+    lines = np.minimum(rows[first:last], rows[first + 1 : last + 1])
+    around = np.maximum(rows[first - 2 : last - 2], rows[first + 3 : last + 3])
+    line = first + int(np.argmax(lines - around))
+    strength = float((lines - around).max())
     steps = {
         name: float(abs((np.diff(np.array(BACKGROUNDS[name]), axis=0)[0] / 255) @ LUMA))
         for name in SCENERY
     }
     canvas = np.zeros_like(strokes)
-    strength = max(rows[line - 1], rows[line], rows[min(line + 1, size - 1)])
     if strength < min(steps.values()) / 2:
-        return Setting("sketch", tuple(n for n in BACKGROUNDS if n not in SCENERY), canvas)
-    canvas[0] = np.where(rows > strength / 4, rows, 0)[:, None]
+        return Setting("sketch", tuple(n for n in BACKGROUNDS if n not in SCENERY), canvas, 0.0)
+    canvas[0, line - 1 : line + 3] = rows[line - 1 : line + 3, None]
     nearest = min(steps, key=lambda name: abs(steps[name] - strength))
     margin = abs(steps[nearest] - strength) + 2 * TIE
     allowed = [name for name in steps if abs(steps[name] - strength) <= margin]
-    return Setting("sketch", tuple(sorted(allowed, key=lambda n: abs(steps[n] - strength))), canvas)
+    allowed.sort(key=lambda name: abs(steps[name] - strength))
+    return Setting("sketch", tuple(allowed), canvas, 0.0)
