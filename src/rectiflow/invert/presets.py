@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,18 @@ from rectiflow.errors import InputError
 Compensate = Literal["source", "both", "none"]
 Inject = Literal["image", "all"]
 Feature = Literal["query", "key", "value"]
+
+INVERSION_SETTINGS = (
+    "num_inference_steps",
+    "grid",
+    "scheme",
+    "iterations",
+    "tolerance",
+    "average",
+    "warm_start",
+    "time",
+)
+"""The fields of a preset that are settled once an image has been inverted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +60,8 @@ class Preset:
     """Whose attention features: those of the image tokens, or of the text tokens too."""
     features: tuple[Feature, ...] = ("value",)
     mask_threshold: float | None = None
-    """When set, a mask is derived from where the prompts disagree: cells whose disagreement is
-    below this share of the largest return to the source."""
+    """Above 0, a mask is derived from where the prompts disagree: cells whose disagreement is
+    below this share of the largest return to the source. A mask that is given goes before it."""
 
     def override(self, settings: dict[str, Any]) -> Preset:
         """This preset with some fields replaced; a value of None leaves a field alone.
@@ -65,6 +78,12 @@ class Preset:
         changed.check()
         return changed
 
+    def inverted_as(self, other: Preset) -> Preset:
+        """This preset's editing after another's inversion."""
+        return dataclasses.replace(
+            self, **{name: getattr(other, name) for name in INVERSION_SETTINGS}
+        )
+
     def check(self) -> None:
         """Refuse values out of range.
 
@@ -77,8 +96,10 @@ class Preset:
             raise InputError(f"iterations is {self.iterations}; at least 0")
         if self.tolerance < 0:
             raise InputError(f"tolerance is {self.tolerance}; at least 0")
-        for name in ("adaln_ratio", "attention_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
+        if not math.isfinite(self.guidance_scale):
+            raise InputError(f"guidance_scale is {self.guidance_scale}; a finite number")
+        for name in ("adaln_ratio", "attention_ratio", "mask_threshold"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")
         _check_choice("compensate", self.compensate, ("source", "both", "none"))
         _check_choice("inject", self.inject, ("image", "all"))

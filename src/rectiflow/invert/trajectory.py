@@ -23,6 +23,7 @@ from rectiflow.flow.solver import integrate
 from rectiflow.invert.euler import euler_inversion
 from rectiflow.invert.fixed_point import fixed_point_inversion
 from rectiflow.invert.presets import Preset, get_preset
+from rectiflow.invert.rows import RowwiseGuidedVelocity
 from rectiflow.models.base import FlowModel, GuidedVelocity
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.images import Restore, fit, load_image
@@ -153,11 +154,17 @@ class Inversion:
         try:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["rectiflow"])
+                version = about["format"]
                 trajectory, grid = file.get_tensor("trajectory"), file.get_tensor("grid")
         except FileNotFoundError:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
-        except (OSError, SafetensorError, KeyError, ValueError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             raise InputError(f"{path} is not a saved inversion") from None
+        if version != FORMAT:
+            raise InputError(
+                f"{path} has format {version} and this version of rectiflow reads {FORMAT}: "
+                "invert again"
+            )
         if about["weight_hash"] != model.weight_hash:
             raise InputError(
                 f"{path} was made with {about['model']} (weights {about['weight_hash'][:12]}) and "
@@ -240,7 +247,7 @@ def invert_latents(
         result = euler_inversion(velocity, latents, grid, time=preset.time)
     else:
         result = fixed_point_inversion(
-            velocity,
+            RowwiseGuidedVelocity(velocity, len(latents)),
             latents,
             grid,
             iterations=preset.iterations,

@@ -94,17 +94,19 @@ def align(model: FlowModel, source_prompt: str, target_prompt: str) -> Alignment
     A prompt too long for a tokenizer is aligned as it is cut; `encode_prompt` warns of it.
     """
     segments = model.tokenize([source_prompt, target_prompt])
-    token_map: list[int] = []
-    for segment in segments:
-        mapping = segment_map(segment, 0, 1)
-        token_map += [NOTHING if m == NOTHING else segment.start + m for m in mapping]
+    maps = [segment_map(segment, source=0, target=1) for segment in segments]
+    token_map = [
+        NOTHING if match == NOTHING else segment.start + match
+        for segment, mapping in zip(segments, maps, strict=True)
+        for match in mapping
+    ]
     first = segments[0]
     source_places = [i for i, word in enumerate(first.words[0]) if word]
     target_places = [i for i, word in enumerate(first.words[1]) if word]
     kept = tuple(
-        (source_places.index(token_map[place] - first.start), index)
+        (source_places.index(maps[0][place]), index)
         for index, place in enumerate(target_places)
-        if token_map[place] - first.start in source_places
+        if maps[0][place] in source_places
     )
     return Alignment(
         token_map=torch.tensor(token_map),

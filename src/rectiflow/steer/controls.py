@@ -7,10 +7,10 @@ block, and without controls the network is untouched to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class Control(Protocol):
         """It acts on steps 0 to `steps` − 1."""
         ...
 
+    @property
+    def features(self) -> tuple[Projection, ...]:
+        """Which attention features it wants to see in `projected`."""
+        ...
+
     def text(self, features: Tensor, rows: Rows) -> Tensor:
         """Replace text-stream features entering a joint attention, ``[B, L, D]``."""
         ...
@@ -67,6 +72,7 @@ class AdaLNReplacement:
     token_maps: Tensor
     """int64 ``[pairs, L]``, from `align`."""
     steps: int
+    features: ClassVar[tuple[Projection, ...]] = ()
 
     def text(self, features: Tensor, rows: Rows) -> Tensor:
         """Replace the features of kept tokens."""
@@ -125,10 +131,13 @@ class ControlledNetwork:
     def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, step: int, rows: Rows) -> Tensor:
         """`FlowModel.velocity` under the controls of a step."""
         controls = self.active(step)
-        if controls and rows.targets:
-            self._now = (controls, rows)
-        try:
+        if not controls or not rows.targets:
             return self.model.velocity(x, t, cond)
+        self._now = (controls, rows)
+        try:
+            # A compiled network would go on without hooks added after its first call.
+            with torch.compiler.set_stance("force_eager"):
+                return self.model.velocity(x, t, cond)
         finally:
             self._now = None
 
@@ -143,7 +152,9 @@ class ControlledNetwork:
             features = control.text(features, rows)
         return args, kwargs | {"encoder_hidden_states": features}
 
-    def _projection_hook(self, kind: Projection, stream: Literal["image", "text"]) -> Any:
+    def _projection_hook(
+        self, kind: Projection, stream: Literal["image", "text"]
+    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self._now is None:
                 return None
@@ -167,31 +178,17 @@ def controlled(model: FlowModel, controls: Sequence[Control]) -> Iterator[Contro
             v = network.velocity(x, t, cond, step=0, rows=rows)
     """
     network = ControlledNetwork(model, controls)
-    kinds: set[Projection] = set()
-    for control in controls:
-        if isinstance(control, AttentionInjection):
-            kinds.update(control.features)
+    kinds = sorted({kind for control in controls for kind in control.features})
     with ExitStack() as stack:
-        # A compiled network would otherwise go on without hooks added after its first call.
-        stack.enter_context(_guarded_hooks())
         for block in model.text_blocks() if controls else ():
             attention = model.joint_attention(block)
             handle = attention.register_forward_pre_hook(network._text_hook, with_kwargs=True)
             stack.callback(handle.remove)
-            for kind in sorted(kinds):
-                for projection, stream in zip(
-                    model.projections(block, kind), ("image", "text"), strict=True
+            for kind in kinds:
+                image, text = model.projections(block, kind)
+                for handle in (
+                    image.register_forward_hook(network._projection_hook(kind, "image")),
+                    text.register_forward_hook(network._projection_hook(kind, "text")),
                 ):
-                    handle = projection.register_forward_hook(
-                        network._projection_hook(kind, stream)  # type: ignore[arg-type]
-                    )
                     stack.callback(handle.remove)
         yield network
-
-
-@contextmanager
-def _guarded_hooks() -> Iterator[None]:
-    import torch._dynamo.config
-
-    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
-        yield

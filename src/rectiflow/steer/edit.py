@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.invert.presets import Preset, get_preset
+from rectiflow.invert.presets import INVERSION_SETTINGS, Preset, get_preset
 from rectiflow.invert.trajectory import Inversion, Reconstruction, from_seed, invert
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image
@@ -42,7 +42,7 @@ class EditResult:
     """``[T, C, h, w]``, float32."""
     alignments: list[Alignment] = field(repr=False)
     mask: NDArray[np.float32] | None = field(repr=False)
-    """The mask that was given or derived, one per target at the latents' size; None without."""
+    """The mask that was given or derived, ``[1 or T, 1, h, w]``; None without."""
     edit_nfe: int
     """Network samples of the editing alone."""
     edit_seconds: float
@@ -142,7 +142,8 @@ def edit(
 
     Args:
         model: from `rectiflow.load`.
-        image: a file, a picture of any size, or an `Inversion` made before, which is reused.
+        image: a file, a picture of any size, or an `Inversion` made before, which is reused with
+            the settings it was made with.
         prompts: what the image should show instead; each gives one result.
         source_prompt: what it shows now; the empty prompt when None.
         negative_prompt: what guidance pushes away from; has no effect at guidance 1.
@@ -158,13 +159,18 @@ def edit(
         WorkError: the network returned something that is not a number.
     """
     chosen = get_preset(preset, **settings)
+    if isinstance(image, Inversion):
+        _check_reuse(image, model, source_prompt, settings)
+        chosen = chosen.inverted_as(image.preset)
     targets = as_prompts(prompts)
+    drawn = None if mask is None else load_image(mask)  # a bad file is found before the work
     inversion = _inverted(model, image, source_prompt, seed, chosen)
-    warnings = _warnings(inversion, source_prompt, negative_prompt, chosen)
+    warnings = _warnings(inversion, targets, negative_prompt, chosen)
     started = time.perf_counter()
     alignments = [align(model, inversion.source_prompt, target) for target in targets]
-    if mask is not None:
-        fitted = inversion.restore.fit_mask(load_image(mask).convert("L"))
+    cells = None
+    if drawn is not None:
+        fitted = inversion.restore.fit_mask(drawn)
         cells = latent_mask(fitted, inversion.latents.shape).to(model.device)
     task = EditTask(
         trajectory=inversion.trajectory,
@@ -176,7 +182,7 @@ def edit(
         negative=None
         if chosen.guidance_scale == 1
         else model.encode_prompt([negative_prompt or ""]),
-        mask=None if mask is None else cells,
+        mask=cells,
     )
     edited = edit_latents(model, task, chosen, callback_on_step_end)
     if not torch.isfinite(edited.latents).all():
@@ -208,11 +214,6 @@ def _inverted(
     if (image is None) == (seed is None):
         raise InputError("give an image or a seed, one of the two")
     if isinstance(image, Inversion):
-        if source_prompt is not None and source_prompt != image.source_prompt:
-            raise InputError(
-                f"the inversion was made with the prompt {image.source_prompt!r} and not with "
-                f"{source_prompt!r}: leave source_prompt out, or invert again"
-            )
         return image
     if image is not None:
         return invert(model, image, source_prompt, preset=preset)
@@ -222,11 +223,39 @@ def _inverted(
     return from_seed(model, source_prompt, seed, preset=preset)
 
 
+def _check_reuse(
+    inversion: Inversion, model: FlowModel, source_prompt: str | None, settings: Mapping[str, Any]
+) -> None:
+    """Refuse what contradicts the inversion that is to be edited from."""
+    if inversion.model is not model and inversion.model.weight_hash != model.weight_hash:
+        raise InputError(
+            f"the inversion was made with {inversion.model.name} and not with {model.name}, whose "
+            "weights differ: edit with that model, or invert again"
+        )
+    made = {"source_prompt": inversion.source_prompt} | {
+        name: getattr(inversion.preset, name) for name in INVERSION_SETTINGS
+    }
+    for name, value in {"source_prompt": source_prompt, **settings}.items():
+        if value is not None and name in made and value != made[name]:
+            raise InputError(
+                f"the inversion was made with {name} {made[name]!r} and not {value!r}: "
+                f"leave {name} out, or invert again"
+            )
+
+
 def _warnings(
-    inversion: Inversion, source_prompt: str | None, negative_prompt: str | None, preset: Preset
+    inversion: Inversion, targets: Sequence[str], negative_prompt: str | None, preset: Preset
 ) -> list[str]:
     """What a user should know before trusting the result, in plain words."""
     found = []
+    prompts = [inversion.source_prompt, *targets]
+    for segment in inversion.model.tokenize(prompts):
+        for prompt, cut in dict(zip(prompts, segment.cut, strict=True)).items():
+            if cut:
+                found.append(
+                    f"The prompt {prompt!r} is longer than the {segment.length} tokens "
+                    f"{segment.name} takes: {cut!r} is left out."
+                )
     if not inversion.source_prompt:
         found.append(
             "No source prompt was given, so the image was inverted under the empty prompt; "

@@ -93,16 +93,18 @@ def edit_latents(
     """
     steps, owners = len(task.grid) - 1, list(task.owners)
     source, target = task.trajectory[0], task.trajectory[0][owners]
-    gatherer = None if preset.mask_threshold is None else DerivedMask(preset.mask_threshold, steps)
-    mask = task.mask
+    mask, gatherer = task.mask, None
+    if preset.mask_threshold and mask is None:
+        gatherer = DerivedMask(preset.mask_threshold, steps)
     nfe = 0
     with controlled(model, controls_of(preset, task)) as network:
-        last_control = max((control.steps for control in network.controls), default=0)
+        ends = [control.steps for control in network.controls]
+        last_use = max([*ends, 0 if gatherer is None else gatherer.steps])
         for step in range(steps):
             t, h = task.grid[step], task.grid[step + 1] - task.grid[step]
             if preset.compensate != "none":
                 source = task.trajectory[step]
-            free = preset.compensate == "none" and step < last_control
+            free = preset.compensate == "none" and step < last_use
             gathering = gatherer is not None and gatherer.wants(step)
             shared = preset.compensate == "both"
             needed = bool(network.active(step)) or free or shared or gathering
@@ -121,7 +123,7 @@ def edit_latents(
                 source = source + h * v_source
             if gatherer is not None and gatherer.ready(step):
                 mask = gatherer.mask()
-            if mask is not None and (task.mask is not None or (gatherer and gatherer.ready(step))):
+            if mask is not None:
                 target = torch.lerp(task.trajectory[step + 1][owners], target, mask)
             if callback_on_step_end is not None:
                 callback_on_step_end(step, task.grid[step + 1], target)
