@@ -1,0 +1,113 @@
+"""The command ``rectiflow``: its subcommands, and what their failures look like outside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from rectiflow._version import __version__
+from rectiflow.app import (
+    citing,
+    demo,
+    editing,
+    evaluating,
+    generating,
+    inventory,
+    inverting,
+    provenance,
+    training,
+)
+from rectiflow.app.console import fail, one_line
+from rectiflow.errors import InputError, WorkError
+
+app = typer.Typer(
+    name="rectiflow",
+    help="Invert and edit images with pretrained flow models, and straighten those.",
+    add_completion=False,
+    rich_markup_mode=None,  # rich costs a fifth of a second on every --help
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with:  rectiflow demo -o demo",
+)
+for command, example in (
+    (demo.demo, "rectiflow demo -o demo"),
+    (
+        editing.edit,
+        'rectiflow edit photo.png --from "a red apple on a white background" '
+        '--to "a lemon on a white background" -o out',
+    ),
+    (generating.generate, 'rectiflow generate "two cats on a beach" --seed 3 -n 4 -o out'),
+    (
+        inverting.invert,
+        'rectiflow invert photo.png --prompt "a red apple" -o apple.safetensors',
+    ),
+    (training.train, "rectiflow train emoji-vae --set batch_size=16 -o runs/vae --max-minutes 30"),
+    (evaluating.evaluate, "rectiflow evaluate emoji-edits --limit 24 --json"),
+    (inventory.models, "rectiflow models"),
+    (inventory.doctor, "rectiflow doctor"),
+    (provenance.info, "rectiflow info out/edit-1.png"),
+    (provenance.replay, "rectiflow replay out/edit-1.png -o again.png"),
+    (citing.cite, "rectiflow cite ftedit"),
+):
+    # \b keeps the lines as they are.
+    app.command(epilog=f"\b\nExample:\n  {example}")(command)
+
+# typer's own usage errors; where they are defined differs by version, their public child does not.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Invert and edit images with pretrained flow models, and straighten those."""
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (the process's own by default) and return its exit code.
+
+    0: done; 1: the work failed; 2: the input or the usage is wrong; 130: interrupted. Failures
+    are one line on stderr.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    # What these libraries have to say at import is about themselves, not about the user's work.
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    try:
+        code = app(args=arguments, prog_name="rectiflow", standalone_mode=False, obj=arguments)
+    except InputError as error:
+        return fail(str(error), 2)
+    except UsageError as error:
+        return fail(f"{_usage(error)}; see {_help_of(error)}", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail("interrupted", 130)
+    except WorkError as error:
+        return fail(str(error), 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        return fail("not enough memory: use a smaller image or model, or --dtype bfloat16", 1)
+    if code == 130:  # newer versions of typer turn an interrupt into this
+        return fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Exception) -> str:
+    message = one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "")  # pydantic's word, inside typer's
+    return message[:1].lower() + message[1:]
+
+
+def _help_of(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'rectiflow'} --help"

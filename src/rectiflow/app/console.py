@@ -1,0 +1,130 @@
+"""The terminal: results alone on stdout; warnings, progress and errors on stderr, a line each."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+import rectiflow
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from rectiflow.models.base import FlowModel
+
+PACKAGE = str(Path(rectiflow.__file__).parent)
+
+
+def one_line(text: str) -> str:
+    """A text with its line breaks and indentation made spaces."""
+    return " ".join(text.split())
+
+
+def command_line(context: typer.Context) -> str:
+    """The command as it was typed, to be shown in a report."""
+    return shlex.join(["rectiflow", *context.find_root().obj])
+
+
+def fail(text: str, code: int) -> int:
+    """Print an error and return the exit code."""
+    print(f"rectiflow: error: {one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _bare(text: str) -> str:
+    """A text whatever its first letter's case and its last dot."""
+    return text.rstrip(".").casefold()
+
+
+class Session:
+    """What a command says while it runs, and its result."""
+
+    def __init__(self, stdout: TextIO, as_json: bool) -> None:
+        self.stdout = stdout
+        self.as_json = as_json
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Print a warning, the same one only once."""
+        from tqdm import tqdm
+
+        if any(_bare(text) == _bare(known) for known in self.warnings):
+            return
+        self.warnings.append(text)
+        tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
+
+    def result(self, data: dict[str, Any], summary: str) -> None:
+        """Print the result: as JSON if that was asked for, else in words."""
+        text = json_text(data) if self.as_json else summary
+        print(text, file=self.stdout, flush=True)
+
+
+@contextmanager
+def session(as_json: bool) -> Iterator[Session]:
+    """Keep stdout for the result, and show of all warnings only our own."""
+    opened = Session(sys.stdout, as_json)
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and filename.startswith(PACKAGE):
+            opened.warn(str(message))
+
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield opened
+
+
+@contextmanager
+def evaluations(model: FlowModel, what: str) -> Iterator[tqdm[Any]]:
+    """A progress bar that counts calls of a model's network; none where there is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=" evaluations", disable=None, leave=False) as bar:
+
+        def count(*_: object) -> None:
+            bar.update()
+
+        handle = model.network.register_forward_hook(count)
+        try:
+            yield bar
+        finally:
+            handle.remove()
+
+
+def json_text(data: Any) -> str:
+    """Data as JSON; numbers that JSON cannot write, such as the PSNR of equal pictures, are null.
+
+    Example:
+        >>> print(json_text({"psnr": math.inf}))
+        {
+          "psnr": null
+        }
+    """
+    return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def finite(data: Any) -> Any:
+    """Nested data with None for every number that is not finite, and paths as text."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return str(data) if isinstance(data, Path) else data
