@@ -41,7 +41,7 @@ GOOD = 0.97
 """An item that explains this share is upright and has no pattern."""
 PUZZLING = 0.05
 """Root mean square residual of a picture that is worth a second search."""
-MUCH_BETTER = 0.6
+MUCH_BETTER = 0.75
 LARGEST_OF_SEVERAL = 32
 """No item of a layout with several slots is larger, pixels."""
 OVERLAP = 0.5

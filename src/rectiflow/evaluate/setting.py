@@ -83,9 +83,10 @@ def possible_styles(pixels: Pixels) -> tuple[str, ...]:
 
 
 def _find_horizon(image: Pixels, top: Pixels, bottom: Pixels) -> int:
-    """The row where the lower colour begins; items cost every row nearly the same."""
+    """The row where the lower colour begins, seen at the sides, where items rarely are."""
+    sides = np.concatenate([image[:, :, :4], image[:, :, -4:]], axis=2)
     above, below = (
-        np.minimum(np.abs(image - colour[:, None, None]).sum(axis=0), 0.3).sum(axis=1)
+        np.median(np.abs(sides - colour[:, None, None]).sum(axis=0), axis=1)
         for colour in (top, bottom)
     )
     costs = np.concatenate([[0], np.cumsum(above)]) + np.concatenate(

@@ -57,18 +57,13 @@ class Match(NamedTuple):
 
 
 def template(pose: Pose, style: str) -> NDArray[np.float32]:
-    """A pose in the style's `features` and its coverage: ``[C + 1, S, S]``.
-
-    Sepia is matched as gray, whose weights of the colours are nearly its own.
-    """
+    """A pose in the style's `features` and its coverage: ``[C + 1, S, S]``."""
     pixels = stamp(*pose[:-1])
     if style == "sketch":
         pixels = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
         drawn = apply_style(pixels[..., :3] + (1 - pixels[..., 3:]) * pose.ground, "sketch")
         return np.concatenate([features(drawn, "sketch"), pixels[None, ..., 3]])
-    shown = pixels[..., :3]
-    if style != "plain":
-        shown, style = apply_style(shown, "gray"), "gray"
+    shown = apply_style(pixels[..., :3], style)
     return np.concatenate([features(shown, style), pixels[None, ..., 3]])
 
 
@@ -146,7 +141,7 @@ def shortlist(
         The poses, best first, and the row and column of their centre in pixels.
     """
     inputs = _inputs(F.avg_pool2d(image, 2), F.avg_pool2d(canvas, 2))
-    look = style if style in ("plain", "sketch") else "gray"
+    look = "gray" if style == "sepia" else style  # the weights of the colours are nearly the same
     poses, spectra = _bank(look, kind)
     gains = _correlate(inputs, spectra)
     gains[torch.tensor([pose.side > largest for pose in poses])] = -torch.inf
