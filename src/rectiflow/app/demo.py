@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectiflow.app import editing, options, record
+from rectiflow.app import editing, options, record, results
 from rectiflow.app.console import Session, command_line, session
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def demo(
         seconds = time.perf_counter() - started
         data = {
             "model": loaded.name,
-            "preset": editing.method_name(preset, chosen),
+            "preset": results.method_name(preset, chosen),
             "cases": entries,
             "seconds": seconds,
             "report": page.name,
@@ -118,8 +118,8 @@ def _case(
         prompts=[case.target_prompt],
         source_prompt=case.source_prompt,
     )
-    made = editing.about(model, result, None, (folder / "source.png", source), None)
-    (image,) = editing.write_pictures(folder, result, exact, made)
+    made = results.about(model, result, None, (folder / "source.png", source), None)
+    (image,) = results.write_pictures(folder, result, exact, made)
     save_png(target, folder / "target.png", {"command": "source", "prompt": case.target_prompt})
     report = result.edit_report(
         reconstruction=(exact, plain),

@@ -9,7 +9,7 @@ import typer
 
 from rectiflow.app import options
 from rectiflow.app.console import evaluations, session
-from rectiflow.app.editing import inversion_data, method_name
+from rectiflow.app.results import inversion_data, method_name
 
 
 def invert(
@@ -30,7 +30,8 @@ def invert(
 ) -> None:
     """Find the noise an image would be generated from.
 
-    The whole path to it is kept: `rectiflow edit FILE.safetensors --to ...` edits from it without inverting again.
+    The whole path to it is kept: `rectiflow edit FILE.safetensors --to ...` edits from it
+    without inverting again.
     """
     with session(as_json) as terminal:
         from rectiflow.models.images import load_image

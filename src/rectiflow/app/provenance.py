@@ -10,8 +10,8 @@ from PIL import Image
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, one_line, session
-from rectiflow.app.editing import source_hash
 from rectiflow.app.generating import paint
+from rectiflow.app.results import source_hash
 from rectiflow.errors import InputError, WorkError
 
 if TYPE_CHECKING:

@@ -71,7 +71,8 @@ def train(
 ) -> None:
     """Train a model by a recipe.
 
-    The same command again goes on where it stopped. The run's folder gets its configuration, a log, samples and checkpoints.
+    The same command again goes on where it stopped. The run's folder gets its configuration, a
+    log, samples and checkpoints.
     """
     with session(as_json) as terminal:
         started = time.perf_counter()
