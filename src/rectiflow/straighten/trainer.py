@@ -140,7 +140,7 @@ class Trainer:
         )
         try:
             while self.step < config.steps and not self.stopped:
-                running.append(self._train_step())
+                running.append(self._train_step())  # the losses since the last look
                 self.step += 1
                 progress.update()
                 now = time.monotonic()
@@ -149,6 +149,7 @@ class Trainer:
                     self._log(progress, running, rate)
                     running, recent = [], (now, self.step)
                 if main and now - saved > 60 * config.checkpoint_minutes:
+                    self._require_finite(running)
                     self.save()
                     saved = now
                 if main and now - drawn > 60 * config.sample_minutes:
@@ -160,6 +161,7 @@ class Trainer:
             progress.close()
             signal.signal(signal.SIGTERM, previous)
         if main and self.step > first:
+            self._require_finite(running)
             self.save()
             self._draw()
 
@@ -193,12 +195,8 @@ class Trainer:
 
     def _log(self, progress: tqdm[Any], losses: list[Tensor], rate: float) -> None:
         mean = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
+        self._require_finite([mean])
         loss = float(mean)
-        if not math.isfinite(loss):
-            raise WorkError(
-                f"loss is {loss} at step {self.step}; resume from the last checkpoint in "
-                f"{self.run} with a lower learning rate"
-            )
         if not self.accelerator.is_main_process:
             return
         record = {
@@ -212,6 +210,14 @@ class Trainer:
         with (self.run / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")
         progress.set_postfix(loss=f"{loss:.4f}", samples_per_second=f"{rate:.0f}")
+
+    def _require_finite(self, losses: Sequence[Tensor]) -> None:
+        """Stop before weights that a bad loss has spoilt replace good ones."""
+        if losses and not torch.stack(list(losses)).isfinite().all():
+            raise WorkError(
+                f"the loss is not a number by step {self.step}; resume from the last checkpoint "
+                f"in {self.run} with a lower learning rate"
+            )
 
     def _draw(self) -> None:
         folder = self.run / "samples"
