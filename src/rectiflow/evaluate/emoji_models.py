@@ -33,6 +33,7 @@ from rectiflow.evaluate.judge import Verdict, agrees, judge
 from rectiflow.evaluate.templates import SIZE
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate
+from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.report.sheet import contact_sheet
 
@@ -57,11 +58,12 @@ class Clip:
 def load_clip(folder: Path) -> Clip:
     """The CLIP of a folder; InputError if there is none."""
     _check_folder(folder)
-    return Clip(
-        CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(),
-        CLIPTokenizer.from_pretrained(folder),
-        CLIPImageProcessorPil.from_pretrained(folder),
-    )
+    with quiet_libraries():
+        return Clip(
+            CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(),
+            CLIPTokenizer.from_pretrained(folder),
+            CLIPImageProcessorPil.from_pretrained(folder),
+        )
 
 
 def load_codec(folder: Path) -> AutoencoderKL:
