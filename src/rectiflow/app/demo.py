@@ -61,7 +61,7 @@ def demo(
         from rectiflow.report import write_gallery
 
         started = time.perf_counter()
-        chosen = options.preset_of(preset, None)
+        chosen, _ = options.preset_of(preset, None)
         options.output_folder(output)
         loaded = options.load_model(model, dtype, device)
         shown: list[EditReport] = []

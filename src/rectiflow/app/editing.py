@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,18 +18,6 @@ if TYPE_CHECKING:
     from rectiflow.invert import Inversion, Preset, Reconstruction
     from rectiflow.models.base import FlowModel
     from rectiflow.steer import EditResult
-
-INVERSION_FIELDS = (
-    "num_inference_steps",
-    "grid",
-    "scheme",
-    "iterations",
-    "tolerance",
-    "average",
-    "warm_start",
-    "time",
-)
-"""The fields of a preset that are settled once an image has been inverted."""
 
 
 def edit(
@@ -76,7 +65,7 @@ def edit(
     from --from is edited.
     """
     with session(as_json) as terminal:
-        chosen = options.preset_of(preset, settings, steps=steps, guidance=guidance)
+        chosen, named = options.preset_of(preset, settings, steps=steps, guidance=guidance)
         if (image is None) == (seed is None):
             raise InputError("give an image or --seed, one of the two")
         reused = image is not None and image.suffix == ".safetensors"
@@ -84,14 +73,14 @@ def edit(
         options.output_folder(output)
         loaded = options.load_model(model, dtype, device)
         source: Image.Image | Inversion | None = picture
+        replaced: dict[str, Any] = {}
         if image is not None and reused:
             from rectiflow.invert import Inversion
 
             source = Inversion.load(image, loaded)
-            given = {a.partition("=")[0] for a in settings or []}
-            given |= {"num_inference_steps"} if steps is not None else set()
-            given |= {"guidance_scale"} if guidance is not None else set()
-            chosen = for_inversion(chosen, source, given, named=preset is not None)
+            # What was set one by one must not contradict the inversion; the rest is its own.
+            replaced = {name: getattr(chosen, name) for name in named}
+            chosen = source.preset if preset is None else chosen
         result, exact, plain = run(
             loaded,
             source,
@@ -102,6 +91,7 @@ def edit(
             negative_prompt=negative,
             mask=mask,
             seed=seed,
+            **replaced,
         )
         origin = None if image is None else (image, picture)
         made = results.about(loaded, result, negative, origin, mask, preset)
@@ -134,31 +124,6 @@ def _read(image: Path, mask: Path | None) -> Image.Image:
     return picture
 
 
-def for_inversion(preset: Preset, inversion: Inversion, given: set[str], named: bool) -> Preset:
-    """The preset to edit a saved inversion with: how it was inverted is settled.
-
-    Args:
-        preset: what the options describe.
-        inversion: the saved one.
-        given: names of the fields that the options set one by one.
-        named: whether the options name a preset; else the inversion's own is used.
-
-    Raises:
-        InputError: a field was set to another value than the inversion was made with.
-    """
-    settled = {name: getattr(inversion.preset, name) for name in INVERSION_FIELDS}
-    for name in given & set(INVERSION_FIELDS):
-        if getattr(preset, name) != settled[name]:
-            raise InputError(
-                f"the inversion was made with {name} {settled[name]}, not "
-                f"{getattr(preset, name)}: leave it out, or invert again"
-            )
-    if named:
-        return dataclasses.replace(preset, **settled)
-    free = {name: getattr(preset, name) for name in given if name not in INVERSION_FIELDS}
-    return dataclasses.replace(inversion.preset, **free)
-
-
 def run(
     model: FlowModel,
     source: Image.Image | Path | Inversion | None,
@@ -170,10 +135,11 @@ def run(
     """An edit and the source's reconstruction with and without compensation, with progress."""
     import rectiflow
 
-    with evaluations(model, "inverting") as bar:
+    with evaluations(model, "inverting") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the result has them all, in full
 
         def show(step: int, *_: object) -> None:
-            bar.set_description(f"editing, step {step + 1} of {preset.num_inference_steps}")
+            bar.set_description(f"editing, step {step + 1}")
 
         result = rectiflow.edit(
             model, source, preset=preset, callback_on_step_end=show, **arguments

@@ -36,7 +36,7 @@ def invert(
     with session(as_json) as terminal:
         from rectiflow.models.images import load_image
 
-        chosen = options.preset_of(preset, settings, steps=steps)
+        chosen, _ = options.preset_of(preset, settings, steps=steps)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
         loaded = options.load_model(model, dtype, device)

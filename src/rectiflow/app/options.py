@@ -81,18 +81,24 @@ def preset_of(
     *,
     steps: int | None = None,
     guidance: float | None = None,
-) -> Preset:
-    """The preset that the options describe, every field of its type and in its range.
+) -> tuple[Preset, list[str]]:
+    """The preset that the options describe, and the fields that were set one by one.
+
+    Every field is of its type and in its range.
 
     Raises:
         InputError: there is no such preset or field, or a value does not fit.
     """
     from pydantic import TypeAdapter, ValidationError
+    from yaml import YAMLError
 
     from rectiflow.invert.presets import Preset, get_preset
     from rectiflow.straighten.config import override
 
-    settings = override({}, assignments or [])
+    try:
+        settings = override({}, assignments or [])
+    except YAMLError:
+        raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
     if steps is not None:
         settings["num_inference_steps"] = steps
     if guidance is not None:
@@ -107,7 +113,7 @@ def preset_of(
         if isinstance(value, float):
             check_finite(field, value)
     changed.check()
-    return changed
+    return changed, list(settings)
 
 
 def check_finite(name: str, value: float | None) -> None:

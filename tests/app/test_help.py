@@ -1,0 +1,105 @@
+"""Help, usage errors, and the commands that need no model."""
+
+from __future__ import annotations
+
+import pytest
+
+import rectiflow
+from rectiflow.app.citations import BIBTEX, METHODS
+from rectiflow.invert import PRESETS
+from rectiflow.models import embedded_models
+from tests.app.conftest import Run
+
+COMMANDS = (
+    "demo",
+    "edit",
+    "generate",
+    "invert",
+    "train",
+    "evaluate",
+    "models",
+    "doctor",
+    "info",
+    "replay",
+    "cite",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    assert done.code == 0 and not done.err
+    assert f"Example:\n    rectiflow {command}" in done.out
+    assert "--json" in done.out
+
+
+def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
+    assert all(f"\n  {command} " in run().out for command in COMMANDS)
+    listed = run("--help").out.partition("Commands:")[2]
+    assert "..." not in listed, "a first sentence is too long for the list"
+    assert run("--version").out == f"{rectiflow.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["paint"], "no such command 'paint'"),
+        (["edit"], "--to"),
+        (["edit", "--too", "x"], "--too"),
+        (["edit", "--to", "x"], "give an image or --seed"),
+        (["edit", "a.png", "--seed", "1", "--to", "x"], "give an image or --seed"),
+        (["edit", "--to", "x", "--seed", "-1"], "--seed"),
+        (["edit", "--to", "x", "--seed", "0", "--steps", "many"], "--steps"),
+        (["edit", "--to", "x", "--seed", "0", "--steps", "0"], "num_inference_steps is 0"),
+        (["edit", "--to", "x", "--seed", "0", "--guidance", "nan"], "guidance_scale"),
+        (["edit", "--to", "x", "--seed", "0", "--preset", "best"], "exact, ftedit"),
+        (["edit", "--to", "x", "--seed", "0", "--set", "speed=1"], "unknown setting 'speed'"),
+        (["edit", "--to", "x", "--seed", "0", "--set", "speed"], "key=value"),
+        (["edit", "--to", "x", "--seed", "0", "--set", "iterations=few"], "iterations"),
+        (["edit", "--to", "x", "--seed", "0", "--set", "inject=[: :]"], "inject"),
+        (["edit", "--to", "x", "--seed", "0", "--set", "adaln_ratio=2"], "adaln_ratio"),
+        (["generate", "x", "--dtype", "float8"], "float8"),
+        (["generate", "x", "-n", "0"], "--count"),
+        (["generate", "x", "-n", "2", "-o", "x.png"], "folder"),
+        (["invert", "a.png", "--steps", "3", "-o", "x.bin"], "there is no file a.png"),
+        (["evaluate", "everything"], "emoji-models"),
+        (["train"], "emoji-vae"),
+        (["train", "emoji-gan"], "emoji-gan"),
+        (["train", "emoji-vae", "--config", "none.yaml"], "none.yaml"),
+        (["cite", "magic"], "unknown method 'magic'"),
+        (["info", "none.png"], "none.png"),
+    ],
+)
+def test_wrong_usage_is_one_line(run: Run, words: list[str], expected: str) -> None:
+    run(*words).refuses(expected)
+
+
+def test_cite(run: Run) -> None:
+    assert "2309.06380" in run("cite", "instaflow").out
+    assert "2411.15843" in run("cite", "ftedit", "--json").data["bibtex"]["xu2025unveil"]
+    assert run("cite", "ftedit", "exact").out.count("@inproceedings") == 1
+    assert set(run("cite", "--json").data["methods"]) == set(METHODS)
+
+
+def test_every_preset_has_its_citation() -> None:
+    assert set(PRESETS) <= set(METHODS)
+    assert {key for _, keys in METHODS.values() for key in keys} == set(BIBTEX)
+    for key, entry in BIBTEX.items():
+        assert entry.startswith("@") and f"{{{key}," in entry
+        assert entry.count("{") == entry.count("}")
+
+
+def test_models(run: Run) -> None:
+    data = run("models", "--json").data
+    assert [entry["name"] for entry in data["models"]] == embedded_models()
+    assert set(data["presets"]) == set(PRESETS)
+    assert "StableDiffusion3Pipeline" in run("models").out
+
+
+def test_doctor_says_what_is_broken(run: Run) -> None:
+    done = run("doctor", "--json")
+    found = {entry["check"]: entry["ok"] for entry in done.data["checks"]}
+    assert {"python", "torch", "diffusers", "transformers", "weights", "disk"} <= set(found)
+    broken = [name for name, ok in found.items() if not ok]
+    assert broken == ([] if "emoji-sd3" in embedded_models() else ["weights"])
+    assert done.code == (1 if broken else 0) and done.data["ok"] == (not broken)
