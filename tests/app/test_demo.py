@@ -39,3 +39,12 @@ def test_demo(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "right answer" in page or "True target" in page
     assert re.search(r"rectiflow demo --model", page)
     assert run("replay", tmp_path / "d" / data["cases"][0]["image"]).code == 0
+
+
+def test_evaluate_writes_figures_and_pictures(run: Run, model: Path, tmp_path: Path) -> None:
+    words = ("evaluate", "emoji-edits", "--limit", 2, "--model", model, "-o", tmp_path / "e")
+    figures = run(*words, "--json").data
+    assert figures["n"] == 2 and {"nothing", "bound", "euler", "exact"} <= set(figures["methods"])
+    names = {file.name for file in (tmp_path / "e").iterdir()}
+    assert names == {*figures["methods"], "emoji-edits.json"}
+    assert {file.name for file in (tmp_path / "e" / "exact").iterdir()} == {"001.png", "002.png"}
