@@ -210,3 +210,10 @@ def test_offloading_changes_where_not_what(folder: Path, offload: Any) -> None:
     assert model.device.type == reference.device.type != "cpu"
     assert model.weight_hash == reference.weight_hash
     assert generate(model, "cat") == generate(reference, "cat")
+
+
+def test_a_folder_saved_without_a_t5_loads_without_one(tmp_path: Path) -> None:
+    tiny_sd3(t5=False).save_pretrained(tmp_path)
+    model = load(str(tmp_path))
+    assert model.pipeline.text_encoder_3 is None
+    assert model.encode_prompt("a red apple").embeds.isfinite().all()

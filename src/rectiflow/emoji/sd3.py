@@ -1,13 +1,13 @@
 """`emoji-sd3`: the embedded flow transformer, an ordinary `StableDiffusion3Pipeline`.
 
 1-rectified flow on the codec's latents, conditioned on two CLIP text towers that are trained
-along with the transformer. There is no T5; the pipeline's T5 positions are as few as they can be.
+along with the transformer. There is no T5 to speak of (see `silent_t5`); its positions are as few
+as they can be.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -30,8 +30,10 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.clip import text_config, tokenize
 from rectiflow.emoji.latents import cached_latents
 from rectiflow.emoji.scene import sample
+from rectiflow.emoji.silent_t5 import silent_encoder, silent_tokenizer
 from rectiflow.emoji.tokenizer import build_tokenizer
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
@@ -159,7 +161,7 @@ class Sd3Task:
     def __init__(self, config: Sd3Config) -> None:
         self.config = config
         torch.manual_seed(config.seed)
-        self.vae = AutoencoderKL.from_pretrained(config.vae, torch_dtype=torch.float32)
+        self.vae = AutoencoderKL.from_pretrained(config.vae, dtype=torch.float32)
         self.vae.requires_grad_(False)
         self.transformer = build_transformer(config, self.vae.config.latent_channels)
         self.text_encoders = [build_text_encoder(config, which) for which in (0, 1)]
@@ -237,20 +239,23 @@ class Sd3Task:
             "transformer": transformer.half(),
             "text_encoder": encoders[0].half(),
             "text_encoder_2": encoders[1].half(),
-            "vae": AutoencoderKL.from_pretrained(self.config.vae, torch_dtype=torch.float16),
+            "vae": AutoencoderKL.from_pretrained(self.config.vae, dtype=torch.float16),
+            "text_encoder_3": silent_encoder(sum(self.config.text_widths)).half(),
+            "tokenizer_3": silent_tokenizer(self.config.max_sequence_length),
         }
         StableDiffusion3Pipeline(**components).save_pretrained(folder)
-        settings = {
-            "family": "sd3",
-            "max_sequence_length": self.config.max_sequence_length,
-            "default_guidance_scale": 3.0,
-            "default_num_inference_steps": 30,
-            "default_size": 64,
-        }
-        (folder / "rectiflow.json").write_text(json.dumps(settings, indent=2) + "\n")
+        metadata = Metadata(
+            family="sd3",
+            max_sequence_length=self.config.max_sequence_length,
+            default_guidance_scale=3.0,
+            default_num_inference_steps=30,
+            default_size=64,
+            licence="Apache-2.0",
+        )
+        write_metadata(metadata, folder)
 
     def _start_from(self, folder: Path) -> None:
-        start = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        start = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
         self.transformer.load_state_dict(start.transformer.state_dict())
         self.text_encoders[0].load_state_dict(start.text_encoder.state_dict())
         self.text_encoders[1].load_state_dict(start.text_encoder_2.state_dict())

@@ -114,7 +114,7 @@ class VaeTask:
         torch.manual_seed(config.seed)
         self.vae = build_vae(config)
         if config.init_from is not None:
-            start = AutoencoderKL.from_pretrained(config.init_from, torch_dtype=torch.float32)
+            start = AutoencoderKL.from_pretrained(config.init_from, dtype=torch.float32)
             self.vae.load_state_dict(start.state_dict())
             self.vae.register_to_config(**latent_statistics(start))
         elif config.decoder_only:

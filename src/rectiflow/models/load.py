@@ -140,7 +140,11 @@ def _open(
     try:
         encoders = _text_encoders(source, name, config, dtype=dtype, **options)
         pipeline = getattr(diffusers, class_name).from_pretrained(
-            str(source), dtype={"default": dtype, "vae": torch.float32}, **encoders, **options
+            str(source),
+            dtype={"default": dtype, "vae": torch.float32},
+            **_left_out(config),
+            **encoders,
+            **options,
         )
     except InputError:
         raise
@@ -150,6 +154,11 @@ def _open(
             "safetensors weights is needed)"
         ) from error
     return pipeline, FAMILIES[class_name], _metadata(source, local)
+
+
+def _left_out(config: dict[str, Any]) -> dict[str, None]:
+    """The parts a folder was saved without, an SD3's T5 say, which diffusers wants to be told."""
+    return {name: None for name, kind in config.items() if kind == [None, None]}
 
 
 def _index(source: Path | str, name: str, local: bool) -> dict[str, Any]:
