@@ -15,12 +15,13 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-dev test test-slow lint types pytest format build clean
+.PHONY: help demo figures install install-dev test test-slow lint types pytest format build clean
 
 help:
 	@echo 'make demo       invert and edit bundled pictures, report in $(DEMO)/'
 	@echo 'make test       lint, types and the default tests'
 	@echo 'make test-slow  the tests that take longer'
+	@echo 'make figures    measure everything again and write it into docs/ and the README'
 	@echo 'make lint       ruff check, ruff format --check; make types runs mypy'
 	@echo 'make format     let ruff rewrite what it can'
 	@echo 'make build      wheel and source archive in dist/'
@@ -43,6 +44,11 @@ pytest: install-dev
 
 test-slow: install-dev
 	$(VENV)/bin/pytest -q -m slow
+
+figures: demo
+	$(VENV)/bin/rectiflow evaluate emoji-models -o docs/results
+	$(VENV)/bin/rectiflow evaluate emoji-edits -o docs/results
+	$(PY) docs/figures.py
 
 format: install-dev
 	$(VENV)/bin/ruff check --fix-only --exit-zero
