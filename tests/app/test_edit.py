@@ -70,6 +70,43 @@ def test_warnings_are_a_line_each(run: Run, model: Path, photo: Path, cwd: Path)
     assert "left out" in done.err and "No source prompt" in done.err
 
 
+def test_prompts_too_long_are_said_by_every_command(
+    run: Run, model: Path, photo: Path, cwd: Path
+) -> None:
+    long = "a red cat on the left and " * 9
+    for words in (("generate", long), ("invert", photo, "--prompt", long, "-o", "i.safetensors")):
+        done = run(*words, "--model", model, "--steps", 1, "--json")
+        assert done.code == 0
+        lines = done.err.splitlines()
+        assert all(line.startswith("rectiflow: warning: the prompt 'a red cat") for line in lines)
+        assert len(lines) == len(done.data["warnings"]) == 2  # CLIP's and T5's limits
+    done = run("generate", "a", "--negative", "b", "--guidance", 1, "--model", model)
+    assert done.code == 0 and "no effect at guidance 1" in done.err
+
+
+def test_what_is_read_is_not_written_over(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    edit = ("--from", "a cat", "--to", "a dog", "--model", model, "--steps", 1)
+    assert run("edit", photo, *edit).code == 0
+    before = Path("out/edit-1.png").read_bytes()
+    run("edit", "out/edit-1.png", *edit).refuses("out/edit-1.png would be overwritten", "-o")
+    run("edit", photo, "--mask", "out/source.png", *edit).refuses("out/source.png")
+    assert Path("out/edit-1.png").read_bytes() == before
+    assert run("edit", "out/edit-1.png", *edit, "-o", "second").code == 0
+    assert run("replay", "second/edit-1.png").code == 0
+
+
+def test_out_of_memory_is_one_line(
+    run: Run, model: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rectiflow.app import generating
+
+    def paint(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(generating, "paint", paint)
+    run("generate", "a cat", "--model", model).refuses("not enough memory", code=1)
+
+
 @pytest.mark.parametrize("which", ["edit-1.png", "edit-2.png", "reconstruction.png"])
 def test_replay_of_an_edit_is_identical(
     run: Run, model: Path, photo: Path, cwd: Path, which: str
@@ -97,7 +134,8 @@ def test_a_generated_image_is_edited_and_replayed(run: Run, model: Path, cwd: Pa
     assert data["settings"]["seed"] == 4 and data["reconstruction"]["psnr"] is None  # infinite
     for name in ("source.png", "edit-1.png"):
         assert run("replay", f"out/{name}").code == 0
-    run("edit", "--seed", 4, "--to", "a dog", "--model", model).refuses("source_prompt")
+    run("edit", "--seed", 4, "--to", "a dog", "--model", model).refuses("--from")
+    run("edit", "--seed", 4, "--from", "", "--to", "a dog", "--model", model).refuses("--from")
 
 
 def test_an_inversion_is_reused(run: Run, model: Path, photo: Path, cwd: Path) -> None:
@@ -115,6 +153,11 @@ def test_an_inversion_is_reused(run: Run, model: Path, photo: Path, cwd: Path) -
     run(*edit, "--from", "a lemon").refuses("a lemon")
     Path("bad.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:999])
     run("edit", "bad.safetensors", "--to", "a", "--model", model).refuses("not a saved inversion")
+    other = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    run("edit", other, "--to", "a", "--model", model).refuses("not a saved inversion")
+    run("edit", "no.safetensors", "--to", "a", "--model", model).refuses("no.safetensors")
+    Image.new("L", (5, 5)).save("small.png")
+    run(*edit, "--mask", "small.png").refuses("5 × 5", "40 × 24")
     Path("a.safetensors").write_bytes(b"")
     run("replay", "out/edit-1.png").refuses("has changed")
 

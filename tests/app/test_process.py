@@ -29,10 +29,36 @@ def test_json_alone_on_stdout_and_silence_beside_it(model: Path, tmp_path: Path)
 
 
 def test_failures_are_one_line_and_a_code(tmp_path: Path) -> None:
-    for words in (["edit", "none.png", "--to", "a"], ["nothing"]):
+    (tmp_path / "text.png").write_text("no picture")
+    for words in (["edit", "none.png", "--to", "a"], ["invert", "text.png"], ["nothing"]):
         done = rectiflow(*words, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("rectiflow: error: ") and done.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from rectiflow.app.cli import app, main
+for command in app.registered_commands:
+    assert main([command.name or command.callback.__name__, "--help"]) == 0
+assert not {"torch", "diffusers", "transformers", "accelerate", "matplotlib"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Example:") == done.stdout.count("Usage:") == 11
+
+
+def test_edit_and_replay_in_processes_of_their_own(
+    model: Path, photo: Path, tmp_path: Path
+) -> None:
+    words = ("--from", "a cat", "--to", "a dog", "--steps", 2, "--model", model, "--json")
+    done = rectiflow("edit", photo, *words, cwd=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout)["edits"][0]["image"] == "edit-1.png"
+    # From another folder: what a picture refers to is found from anywhere.
+    done = rectiflow("replay", tmp_path / "out" / "edit-1.png", "--json", cwd=tmp_path.parent)
+    assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr
+    assert done.stderr == ""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

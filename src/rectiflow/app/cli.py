@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -56,6 +57,8 @@ for command, example in (
     # \b keeps the lines as they are.
     app.command(epilog=f"\b\nExample:\n  {example}")(command)
 
+NO_MEMORY = "not enough memory: use a smaller image or model, or --dtype bfloat16"
+
 # typer's own usage errors; where they are defined differs by version, their public child does not.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -96,7 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", 1)
     except MemoryError:
-        return fail("not enough memory: use a smaller image or model, or --dtype bfloat16", 1)
+        return fail(NO_MEMORY, 1)
+    except RuntimeError as error:
+        # Of PyTorch: torch.OutOfMemoryError on accelerators, a bare RuntimeError on the CPU.
+        if not re.search("out of memory|can't allocate memory", str(error), re.IGNORECASE):
+            raise
+        return fail(NO_MEMORY, 1)
     if code == 130:  # newer versions of typer turn an interrupt into this
         return fail("interrupted", 130)
     return code if isinstance(code, int) else 0

@@ -68,6 +68,9 @@ def edit(
         chosen, named = options.preset_of(preset, settings, steps=steps, guidance=guidance)
         if (image is None) == (seed is None):
             raise InputError("give an image or --seed, one of the two")
+        if seed is not None and not source_prompt:
+            raise InputError('--seed needs --from "...": what should be generated and then edited?')
+        _check_kept(output, len(to), image, mask)
         reused = image is not None and image.suffix == ".safetensors"
         picture = _read(image, mask) if image is not None and not reused else None
         options.output_folder(output)
@@ -107,6 +110,15 @@ def edit(
         write_edit_report(report, output / "report.html")
         data = results.as_data(result, exact, plain, made, images, terminal.warnings)
         terminal.result(data, results.summary(data, output))
+
+
+def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
+    """Refuse to write over what is read: the picture to edit is often a result itself."""
+    names = {"source.png", "reconstruction.png", *(f"edit-{n + 1}.png" for n in range(edits))}
+    written = {(output / name).resolve() for name in names}
+    for file in inputs:
+        if file is not None and file.resolve() in written:
+            raise InputError(f"{file} would be overwritten: choose another folder with -o")
 
 
 def _read(image: Path, mask: Path | None) -> Image.Image:

@@ -12,6 +12,9 @@ from rectiflow.app import options
 from rectiflow.app.console import Session, json_text, session
 
 if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
     from rectiflow.models.base import FlowModel
 
 
@@ -59,9 +62,7 @@ def _models(terminal: Session, model: FlowModel, limit: int | None, output: Path
     figures, sheet = evaluate_emoji_models(model, limit=limit)
     if output is not None:
         _write(figures, output / "emoji-models.json")
-        unfinished = output / "emoji-models.png.tmp"
-        sheet.save(unfinished, format="PNG")
-        unfinished.replace(output / "emoji-models.png")
+        _save(sheet, output / "emoji-models.png")
     judged = figures["judge"]
     terminal.result(
         figures,
@@ -78,6 +79,7 @@ def _edits(terminal: Session, model: FlowModel, limit: int | None, output: Path 
     if output is not None:
         _write(figures, output / "emoji-edits.json")
         _write_pictures(pictures, output)
+        _save(_sheet(pictures), output / "emoji-edits.png")
     lines = [f"{figures['n']} edits; PSNR to the true target, network samples, seconds per edit"]
     lines += [
         f"  {name:10} {entry['target_psnr']:6.2f} dB {entry['nfe']:7.1f} {entry['seconds']:7.2f} s"
@@ -97,14 +99,28 @@ def _write(figures: dict[str, Any], file: Path) -> None:
     unfinished.replace(file)
 
 
-def _write_pictures(pictures: dict[str, Any], output: Path) -> None:
+def _write_pictures(pictures: dict[str, Tensor], output: Path) -> None:
     """Every method's results, numbered as the edits are."""
     from rectiflow.models.images import to_pil
 
     for method, images in pictures.items():
         folder = options.output_folder(output / method)
         for number, image in enumerate(to_pil(images), start=1):
-            file = folder / f"{number:03d}.png"
-            unfinished = file.with_name(file.name + ".tmp")
-            image.save(unfinished, format="PNG")
-            unfinished.replace(file)
+            _save(image, folder / f"{number:03d}.png")
+
+
+def _sheet(pictures: dict[str, Tensor]) -> Image.Image:
+    """A row per edit, a column per method; what doing nothing and the codec give at its ends."""
+    from rectiflow.report.sheet import contact_sheet
+
+    methods = sorted(pictures, key=lambda name: (name != "nothing") + (name == "bound"))
+    columns = [pictures[method].permute(0, 2, 3, 1).numpy() for method in methods]
+    cells = [cell for row in zip(*columns, strict=True) for cell in row]
+    captions = methods * len(columns[0])
+    return contact_sheet(cells, columns=len(methods), captions=captions)
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    unfinished = file.with_name(file.name + ".tmp")
+    image.save(unfinished, format="PNG")
+    unfinished.replace(file)

@@ -58,12 +58,16 @@ def generate(
         else:
             options.output_folder(output)
         loaded = options.load_model(model, dtype, device)
+        if guidance is None:
+            guidance = loaded.default_guidance_scale
+        if negative and guidance == 1:
+            terminal.warn("the negative prompt has no effect at guidance 1")
         about = record.of_model(loaded) | {
             "command": "generate",
             "prompt": prompt,
             "negative_prompt": negative,
             "num_inference_steps": loaded.default_num_inference_steps if steps is None else steps,
-            "guidance_scale": loaded.default_guidance_scale if guidance is None else guidance,
+            "guidance_scale": guidance,
             "grid": "shifted",
             "method": solver,
             "height": loaded.default_size if height is None else height,

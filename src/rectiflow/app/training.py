@@ -83,7 +83,7 @@ def train(
         if export is not None:
             _check_export(export)
         trainer = _trainer(chosen, run)
-        resumed = trainer.resume(resume)
+        resumed = _resume(trainer, resume)
         begun = trainer.step
         trainer.train(max_minutes)
         if export is not None:
@@ -181,6 +181,18 @@ def _trainer(config: TrainConfig, run: Path) -> Trainer:
         if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{name}: there is no folder {folder}; train it, or --set {name}=...")
     return Trainer(build_task(config), config, run)
+
+
+def _resume(trainer: Trainer, wanted: str) -> bool:
+    from safetensors import SafetensorError
+
+    try:
+        return trainer.resume(wanted)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"the checkpoint {wanted} of {trainer.run} is damaged ({error}): remove its folder to "
+            "go on from the one before"
+        ) from error
 
 
 def _check_export(folder: Path) -> None:
