@@ -75,6 +75,17 @@ def kinds_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fill(file: Path, block: str) -> None:
+    """Put a block of figures between a file's markers."""
+    text = re.sub(
+        r"(<!-- figures:.*?-->\n).*?(<!-- /figures -->)",
+        lambda match: match[1] + "\n" + block + "\n\n" + match[2],
+        file.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    file.write_text(text, encoding="utf-8")
+
+
 def demo_picture(demo: Path) -> None:
     """Sources, our edits and the true answers, in three rows."""
     cases = sorted((demo / "cases").iterdir())
@@ -92,6 +103,7 @@ def main() -> None:
     details = models["details"]
     made = f"{details['date']}, {details['device']}, {details['threads']} threads"
     first, last = edits["seeds"]
+    table = models_table(models)
     page = f"""# Figures
 
 Written by `make figures`; each table is what one command printed.
@@ -102,7 +114,7 @@ Written by `make figures`; each table is what one command printed.
 {details["num_inference_steps"]} steps, guidance {details["guidance_scale"]}. The judge matches
 templates of the sprite sheet and knows nothing that was learned.
 
-{models_table(models)}
+{table}
 
 ## Editing
 
@@ -121,15 +133,9 @@ PSNR to the true target by kind of edit, dB:
 {kinds_table(edits)}
 """
     (DOCS / "figures.md").write_text(page, encoding="utf-8")
-    block = f"{edits_table(edits)}\n\n{paired_list(edits)}\n\n{models_table(models)}\n"
-    readme = ROOT / "README.md"
-    text = re.sub(
-        r"(<!-- figures:.*?-->\n).*?(<!-- /figures -->)",
-        lambda match: match[1] + "\n" + block + "\n" + match[2],
-        readme.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    readme.write_text(text, encoding="utf-8")
+    fill(ROOT / "README.md", "\n\n".join([edits_table(edits), paired_list(edits), table]))
+    for name in ("emoji-vae", "emoji-clip", "emoji-sd3"):
+        fill(ROOT / "src/rectiflow/weights" / name / "README.md", f"{table}\n\n{made}.")
     demo_picture(ROOT / "demo")
 
 
