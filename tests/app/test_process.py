@@ -72,7 +72,7 @@ def test_interrupted(tmp_path: Path) -> None:
         text=True,
         cwd=tmp_path,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "log.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -24,7 +24,11 @@ def edit(
     context: typer.Context,
     to: Annotated[
         list[str],
-        typer.Option("--to", help="What the image should show instead; repeat for more edits."),
+        typer.Option(
+            "--to",
+            metavar="PROMPT",
+            help="What the image should show instead; repeat for more edits.",
+        ),
     ],
     image: Annotated[
         Path | None,
@@ -32,7 +36,9 @@ def edit(
     ] = None,
     source_prompt: Annotated[
         str | None,
-        typer.Option("--from", help="What the image shows now.", show_default=False),
+        typer.Option(
+            "--from", metavar="PROMPT", help="What the image shows now.", show_default=False
+        ),
     ] = None,
     negative: Annotated[
         str | None,

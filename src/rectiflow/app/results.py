@@ -22,7 +22,9 @@ def method_name(name: str | None, preset: Preset) -> str:
     from rectiflow.invert.presets import PRESETS
 
     if name is None:
-        name = next((n for n, known in PRESETS.items() if known.reference == preset.reference), "")
+        name = next(
+            (n for n, known in PRESETS.items() if known.reference == preset.reference), "exact"
+        )
     return name if PRESETS.get(name) == preset else f"{name}, changed"
 
 
