@@ -156,4 +156,6 @@ def test_settings_are_validated() -> None:
         validate(TrainConfig, {"recipe": "toy", "steps": 0})
     with pytest.raises(InputError, match="key=value"):
         override({}, ["steps"])
+    with pytest.raises(InputError, match="not a group"):
+        override({"a": 1}, ["a.b=2"])
     assert override({"a": {"b": 1}}, ["a.b=2", "c=[1, 2]"]) == {"a": {"b": 2}, "c": [1, 2]}

@@ -33,6 +33,7 @@ from rectiflow.emoji.scene import sample
 from rectiflow.emoji.silent_t5 import silent_encoder, silent_tokenizer
 from rectiflow.emoji.tokenizer import build_tokenizer
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.models.load import WEIGHTS
 from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
@@ -49,9 +50,9 @@ class Sd3Config(TrainConfig):
     decay_steps: int = 2500
     ema_decay: float = 0.9995
     checkpoint_minutes: float = 3
-    vae: Path = Path("src/rectiflow/weights/emoji-vae")
+    vae: Path = WEIGHTS / "emoji-vae"
     """Folder of the codec."""
-    clip: Path | None = Path("src/rectiflow/weights/emoji-clip")
+    clip: Path | None = WEIGHTS / "emoji-clip"
     """Folder whose text tower starts the first text encoder; None starts it at random."""
     latents: Path = Path("runs/latents")
     """Where encoded scenes are kept."""

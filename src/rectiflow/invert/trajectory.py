@@ -171,14 +171,17 @@ class Inversion:
                 f"not with {model.name} (weights {model.weight_hash[:12]}): load that model in the "
                 "same dtype, or invert again"
             )
-        preset = about["preset"] | {"features": tuple(about["preset"]["features"])}
+        try:
+            preset = Preset(**about["preset"] | {"features": tuple(about["preset"]["features"])})
+        except TypeError:
+            raise InputError(f"{path} holds settings that this version does not know") from None
         restore = {name: tuple(value) for name, value in about["restore"].items()}
         return cls(
             model=model,
             trajectory=trajectory.to(model.device),
             grid=grid.to(model.device),
             source_prompt=about["source_prompt"],
-            preset=Preset(**preset),
+            preset=preset,
             restore=Restore(**restore),
             residuals=tuple(about["residuals"]),
             nfe=about["nfe"],

@@ -63,7 +63,10 @@ def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]
         *parents, leaf = key.split(".")
         place = settings
         for parent in parents:
-            place[parent] = dict(place.get(parent) or {})
+            inner = place.get(parent) or {}
+            if not isinstance(inner, dict):
+                raise InputError(f"--set {assignment!r}: {parent!r} is one value, not a group")
+            place[parent] = dict(inner)
             place = place[parent]
         place[leaf] = yaml.safe_load(value)
     return settings
