@@ -1,0 +1,71 @@
+"""The shipped models: complete, small, loadable without us, and good enough to invert."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rectiflow.emoji.caption import caption
+from rectiflow.emoji.scene import sample
+from rectiflow.emoji.vae import HELD_OUT, scenes
+from rectiflow.flow.solver import integrate
+from rectiflow.invert.presets import PRESETS
+from rectiflow.invert.trajectory import grid_for, invert_latents
+from rectiflow.models.base import GuidedVelocity
+from rectiflow.models.load import WEIGHTS, load
+
+MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3")
+MEBIBYTE = 2**20
+
+
+def test_the_shipped_weights_keep_their_budget() -> None:
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+    assert {file.relative_to(WEIGHTS).parts[0] for file in files} == set(MODELS)
+    assert sum(file.stat().st_size for file in files) <= 72e6
+    assert max(file.stat().st_size for file in files) <= 16 * MEBIBYTE
+    for name in MODELS:
+        assert (WEIGHTS / name / "README.md").read_text().startswith("---\nlicense:")
+
+
+def test_stock_diffusers_loads_and_runs_the_pipeline_where_we_are_not_installed(
+    tmp_path: Path,
+) -> None:
+    program = f"""
+import sys
+sys.modules["rectiflow"] = None
+import torch
+from diffusers import StableDiffusion3Pipeline
+torch.set_num_threads(1)
+pipe = StableDiffusion3Pipeline.from_pretrained({str(WEIGHTS / "emoji-sd3")!r}, dtype=torch.float32)
+image = pipe("two lemons on a blue background", height=64, width=64, num_inference_steps=8,
+             guidance_scale=3.0, max_sequence_length=1,
+             generator=torch.Generator().manual_seed(0)).images[0]
+image.save({str(tmp_path / "lemons.png")!r})
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    from PIL import Image
+
+    with Image.open(tmp_path / "lemons.png") as image:
+        assert image.size == (64, 64)
+        red, _, blue = image.convert("RGB").getpixel((2, 60))  # type: ignore[misc]
+    assert blue > red + 60  # a blue background
+
+
+@pytest.mark.timeout(300)
+def test_scenes_come_back_without_compensation() -> None:
+    """A garbage inversion would pass any test of the compensated reconstruction, not this one."""
+    model, preset = load("emoji-sd3"), PRESETS["exact"]
+    seeds = range(HELD_OUT + 100, HELD_OUT + 103)
+    latents = model.encode_image(scenes(seeds))
+    velocity = GuidedVelocity(model, model.encode_prompt([caption(sample(s)) for s in seeds]))
+    grid = grid_for(model, preset, latents)
+    trajectory, _, _ = invert_latents(velocity, latents, grid, preset)
+    again = integrate(velocity, trajectory[0], grid).x
+    error = (model.decode(again) - model.decode(latents)).square().mean((1, 2, 3))
+    assert preset.num_inference_steps == 30
+    assert (-10 * torch.log10(error)).min() >= 40
