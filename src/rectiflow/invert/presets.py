@@ -118,8 +118,8 @@ PRESETS: dict[str, Preset] = {
         tolerance=1e-3,
         warm_start=True,
         compensate="both",
-        adaln_ratio=0.15,
-        attention_ratio=0.3,
+        adaln_ratio=0.07,
+        attention_ratio=0.35,
     ),
     "ftedit": Preset(
         reference=f"{FTEDIT}, the benchmark script",
