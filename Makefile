@@ -46,8 +46,8 @@ test-slow: install-dev
 	$(VENV)/bin/pytest -q -m slow
 
 figures: demo
-	$(VENV)/bin/rectiflow evaluate emoji-models -o docs/results
-	$(VENV)/bin/rectiflow evaluate emoji-edits -o docs/results
+	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
+	$(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
 	$(PY) docs/figures.py
 
 format: install-dev

@@ -1,7 +1,7 @@
 """Write `docs/figures.md`, the README's figures and its picture from what the commands measured.
 
-    rectiflow evaluate emoji-models -o docs/results
-    rectiflow evaluate emoji-edits -o docs/results
+    rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
+    rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
     rectiflow demo -o demo
     python docs/figures.py
 
@@ -110,7 +110,8 @@ Written by `make figures`; each table is what one command printed.
 
 ## The embedded models
 
-`rectiflow evaluate emoji-models` ({made}): {models["samples"]} captions of held-out scenes,
+`rectiflow evaluate emoji-models --dtype bfloat16` ({made}):
+{models["samples"]} captions of held-out scenes,
 {details["num_inference_steps"]} steps, guidance {details["guidance_scale"]}. The judge matches
 templates of the sprite sheet and knows nothing that was learned.
 
@@ -118,7 +119,8 @@ templates of the sprite sheet and knows nothing that was learned.
 
 ## Editing
 
-`rectiflow evaluate emoji-edits`: {edits["n"]} edits, scene seeds {first} to {last} of each of the
+`rectiflow evaluate emoji-edits --dtype bfloat16` (the network's dtype; states are float32):
+{edits["n"]} edits, scene seeds {first} to {last} of each of the
 twelve kinds, pictures compared with the true target in [0, 1]. `nothing` is the source through the
 codec, `bound` the true target through the codec. Settings were chosen on seeds from 1 000 000.
 

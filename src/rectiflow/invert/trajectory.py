@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -131,7 +132,8 @@ class Inversion:
             "source_prompt": self.source_prompt,
             "preset": dataclasses.asdict(self.preset),
             "restore": dataclasses.asdict(self.restore),
-            "residuals": self.residuals,
+            # JSON has no NaN: an unknown residual is null.
+            "residuals": [None if math.isnan(r) else r for r in self.residuals],
             "nfe": self.nfe,
             "seconds": self.seconds,
             "seed": self.seed,
@@ -183,7 +185,7 @@ class Inversion:
             source_prompt=about["source_prompt"],
             preset=preset,
             restore=Restore(**restore),
-            residuals=tuple(about["residuals"]),
+            residuals=tuple(math.nan if r is None else r for r in about["residuals"]),
             nfe=about["nfe"],
             seconds=about["seconds"],
             seed=about["seed"],
