@@ -62,7 +62,7 @@ def config(**settings: object) -> TrainConfig:
         "decay_steps": 20,
         "muon_learning_rate": 1e-2,
         "log_every": 1,
-        "checkpoint_minutes": 1e-4,
+        "checkpoint_minutes": 1e-9,  # after every step
     }
     return TrainConfig.model_validate(defaults | settings)
 
