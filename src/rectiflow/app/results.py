@@ -19,13 +19,9 @@ if TYPE_CHECKING:
 
 def method_name(name: str | None, preset: Preset) -> str:
     """The preset's name, marked where fields were replaced."""
-    from rectiflow.invert.presets import PRESETS
+    from rectiflow.invert import presets
 
-    if name is None:
-        name = next(
-            (n for n, known in PRESETS.items() if known.reference == preset.reference), "exact"
-        )
-    return name if PRESETS.get(name) == preset else f"{name}, changed"
+    return presets.method_name(preset, name)
 
 
 def about(

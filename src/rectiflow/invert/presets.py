@@ -152,6 +152,19 @@ def get_preset(preset: str | Preset, **settings: Any) -> Preset:
     return preset.override(settings)
 
 
+def method_name(preset: Preset, name: str | None = None) -> str:
+    """What a preset is called, marked where fields were replaced.
+
+    Args:
+        preset: as it was used.
+        name: the name it was asked for by; found by its reference when None.
+    """
+    if name is None:
+        known = (n for n, other in PRESETS.items() if other.reference == preset.reference)
+        name = next(known, "exact")
+    return name if PRESETS.get(name) == preset else f"{name}, changed"
+
+
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} is {value!r}; one of: {', '.join(choices)}")

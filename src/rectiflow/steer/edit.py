@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.invert.presets import INVERSION_SETTINGS, Preset, get_preset
+from rectiflow.invert.presets import INVERSION_SETTINGS, Preset, get_preset, method_name
 from rectiflow.invert.trajectory import Inversion, Reconstruction, from_seed, invert
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image
@@ -102,7 +102,7 @@ class EditResult:
         return EditReport(
             title=title,
             model=inversion.model.name,
-            preset=self.preset.reference,
+            preset=method_name(self.preset),
             source=self.source,
             edits=entries,
             source_prompt=inversion.source_prompt,
