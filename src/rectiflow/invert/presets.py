@@ -114,8 +114,8 @@ FTEDIT = "Unveil Inversion and Invariance in Flow Transformer for Versatile Imag
 PRESETS: dict[str, Preset] = {
     "exact": Preset(
         reference=f"{FTEDIT}, solved to a tolerance from a warm start",
-        iterations=5,
-        tolerance=1e-3,
+        iterations=20,
+        tolerance=3e-4,
         warm_start=True,
         compensate="both",
         adaln_ratio=0.07,
