@@ -115,7 +115,7 @@ def test_embedded_models_go_by_name(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nobody/nothing", "no folder 'nobody/nothing', and no pipeline .* hub cannot be reached"),
+        ("nobody/nothing", "no folder 'nobody/nothing', the hub cannot be reached, and its cache"),
         ("./nothing", "there is no folder ./nothing"),
         ("/no/where", "there is no folder /no/where"),
         ("emoji-nothing", "unknown model 'emoji-nothing'"),
@@ -132,8 +132,8 @@ def test_names_of_nothing(name: str, message: str) -> None:
         (lambda d: (d / "model_index.json").unlink(), "no diffusers pipeline: it has no model_ind"),
         (lambda d: (d / "model_index.json").write_text("{"), "model_index.json cannot be read"),
         (
-            lambda d: (d / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
-            "is a FluxPipeline, which is not supported: use a StableDiffusion3Pipeline",
+            lambda d: (d / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}'),
+            "is a KolorsPipeline, which is not supported: use a StableDiffusion3Pipeline",
         ),
         (lambda d: shutil.rmtree(d / "vae"), "incomplete: the folder vae is missing"),
         (lambda d: shutil.rmtree(d / "tokenizer"), "incomplete: the folder tokenizer is missing"),

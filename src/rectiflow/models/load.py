@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +11,17 @@ import torch
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.folder import INDEX, Folder
 from rectiflow.models.libraries import quiet_libraries
-from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
+from rectiflow.models.lora import add_loras
 from rectiflow.models.sd3 import SD3Model
+from rectiflow.models.single_file import check_suffix, open_single_file
 from rectiflow.models.weights import check_finite
 
 FAMILIES: dict[str, type[FlowModel]] = {"StableDiffusion3Pipeline": SD3Model}
 """The diffusers pipelines that are understood, and what understands them."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-INDEX = "model_index.json"
 
 Offload = Literal["none", "model", "sequential"]
 
@@ -36,18 +38,25 @@ def load(
     device: str | torch.device | None = None,
     offload: Offload | None = None,
     variant: str | None = None,
+    base: str | Path | None = None,
+    lora: Sequence[str | Path] = (),
 ) -> FlowModel:
     """Load a model, whichever family it is of.
 
     Args:
         name_or_folder: The name of an embedded model, a folder that a diffusers pipeline was saved
-            to, or the id of one on the hub (`"stabilityai/stable-diffusion-3.5-medium"`).
+            to, the id of one on the hub (`"stabilityai/stable-diffusion-3.5-medium"`), or a
+            checkpoint in one `.safetensors` or `.gguf` file.
         dtype: What network and text encoders compute in. The codec always computes in float32,
             which costs little and keeps rounding out of the reconstruction.
         device: Where; if None, the accelerator there is, else the CPU.
         offload: Keep the weights in main memory and bring to the accelerator one `"model"` at a
             time, or layer after layer (`"sequential"`).
         variant: Of the weight files, as diffusers means it (`"fp16"`).
+        base: For a checkpoint in one file: the model (a name, a folder or an id) that gives the
+            parts the file does not have.
+        lora: LoRAs to add, each a file, a folder or a hub id, with `@SCALE` behind it if it is not
+            to be 1: `["style.safetensors@0.8"]`. Needs the extra `lora`.
 
     Returns:
         The model, in evaluation mode, its weights known to be finite.
@@ -64,9 +73,11 @@ def load(
     if offloads and device.type == "cpu":
         raise InputError(f"offload={offload!r} needs an accelerator: leave it out on the CPU")
     with quiet_libraries():
-        pipeline, family, metadata = _open(source, name, dtype, variant)
+        pipeline, folder = _open(source, name, base, dtype, variant)
+        add_loras(pipeline, lora, name)
         check_finite({key: m for key, m in pipeline.components.items() if _is_network(m)}, name)
-        model = family(pipeline, name=name, metadata=metadata)
+        family = FAMILIES[folder.class_name]
+        model = family(pipeline, name=name, metadata=folder.metadata())
         _place(model, device, offload)
     return model
 
@@ -85,7 +96,8 @@ def _resolve(name_or_folder: str | Path) -> tuple[Path | str, str]:
             )
         return folder, text
     if folder.is_file():
-        raise InputError(f"{folder} is a file: give a diffusers folder (save_pretrained)")
+        check_suffix(folder)
+        return folder, text
     if isinstance(name_or_folder, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return text, text
     if re.search(r"^[.~]|[/\\]", text):
@@ -128,119 +140,26 @@ def _place(model: FlowModel, device: torch.device, offload: Offload | None) -> N
 
 
 def _open(
-    source: Path | str, name: str, dtype: torch.dtype, variant: str | None
-) -> tuple[Any, type[FlowModel], Metadata]:
-    import diffusers
+    source: Path | str, name: str, base: str | Path | None, dtype: torch.dtype, variant: str | None
+) -> tuple[Any, Folder]:
+    """The pipeline, and the folder (or repository) that says what it is."""
     from safetensors import SafetensorError
 
-    local = isinstance(source, Path) or not _hub_answers(source)
-    options = {"use_safetensors": True, "variant": variant, "local_files_only": local}
-    config = _index(source, name, local)
-    class_name = config["_class_name"]
+    if isinstance(source, Path) and source.is_file():
+        rest = None
+        if base is not None:
+            rest = Folder(*_resolve(base), FAMILIES)
+        return open_single_file(source, rest, FAMILIES, dtype)
+    if base is not None:
+        raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
+    folder = Folder(source, name, FAMILIES)
     try:
-        encoders = _text_encoders(source, name, config, dtype=dtype, **options)
-        pipeline = getattr(diffusers, class_name).from_pretrained(
-            str(source),
-            dtype={"default": dtype, "vae": torch.float32},
-            **_left_out(config),
-            **encoders,
-            **options,
-        )
+        return folder.pipeline(dtype, variant), folder
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
-            f"{name} cannot be loaded: {_first_sentence(error)} (a complete diffusers folder with "
-            "safetensors weights is needed)"
-        ) from error
-    return pipeline, FAMILIES[class_name], _metadata(source, local)
-
-
-def _left_out(config: dict[str, Any]) -> dict[str, None]:
-    """The parts a folder was saved without, an SD3's T5 say, which diffusers wants to be told."""
-    return {name: None for name, kind in config.items() if kind == [None, None]}
-
-
-def _index(source: Path | str, name: str, local: bool) -> dict[str, Any]:
-    """`model_index.json`, known to name a family of ours and, in a folder, parts that are there."""
-    from diffusers import DiffusionPipeline
-
-    try:
-        config: dict[str, Any] = DiffusionPipeline.load_config(str(source), local_files_only=local)
-    except (OSError, ValueError) as error:
-        if isinstance(source, str):
-            why = "the hub cannot be reached" if local else _first_sentence(error)
-            raise InputError(
-                f"there is no folder {name!r}, and no pipeline of that id could be had from the "
-                f"hub ({why})"
-            ) from error
-        raise InputError(f"{source / INDEX} cannot be read: {_first_sentence(error)}") from error
-    class_name = config.get("_class_name")
-    if class_name not in FAMILIES:
-        raise InputError(
-            f"{name} is a {class_name}, which is not supported: use a {', '.join(FAMILIES)}"
-        )
-    if isinstance(source, Path):
-        # transformers makes up a tokenizer where there are no files of one.
-        for part, kind in config.items():
-            if isinstance(kind, list) and kind[0] and not (source / part).is_dir():
-                raise InputError(f"{name} is incomplete: the folder {part} is missing")
-    return config
-
-
-def _text_encoders(
-    source: Path | str, name: str, config: dict[str, Any], **options: Any
-) -> dict[str, Any]:
-    """The text encoders, loaded apart because a pipeline would not say that weights are missing."""
-    import transformers
-
-    encoders = {}
-    for part, kind in config.items():
-        if part.startswith("text_encoder") and isinstance(kind, list) and kind[0]:
-            encoders[part], info = getattr(transformers, kind[1]).from_pretrained(
-                str(source), subfolder=part, output_loading_info=True, **options
-            )
-            if info["missing_keys"]:
-                missing = sorted(info["missing_keys"])[0]
-                raise InputError(
-                    f"{name}: the weights are incomplete ({part}.{missing} is missing)"
-                )
-    return encoders
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the hub can be asked; if not, what has been downloaded before is used at once."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"there is neither a folder {name!r} nor such a model on the hub (to see a private "
-            "one, log in)"
-        ) from error
-    except Exception:  # offline; the client's HTTP library, hence its errors, change by version
-        return False
-    return True
-
-
-def _metadata(source: Path | str, local: bool) -> Metadata:
-    if isinstance(source, Path):
-        return read_metadata(source / FILE_NAME)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return read_metadata(Path(hf_hub_download(source, FILE_NAME, local_files_only=local)))
-    except EntryNotFoundError:  # somebody else's checkpoint, or an offline copy of one
-        return Metadata()
+        raise folder.failure(error) from error
 
 
 def _is_network(component: Any) -> bool:
     return isinstance(component, torch.nn.Module)
-
-
-def _first_sentence(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line.split(". ")[0].rstrip(".")

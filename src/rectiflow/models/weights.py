@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rectiflow.errors import InputError
 
@@ -14,7 +15,8 @@ from rectiflow.errors import InputError
 def weight_hash(modules: Mapping[str, nn.Module]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of all weights, in hexadecimal.
 
-    It depends neither on the device nor on the memory layout.
+    It depends neither on the device nor on the memory layout. LoRA layers count, and so does the
+    scale of each, which is no weight.
 
     Example:
         >>> weight_hash({"a": nn.Identity()})[:8]
@@ -25,6 +27,8 @@ def weight_hash(modules: Mapping[str, nn.Module]) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
+    for name, scale in _adapter_scales(modules):
+        digest.update(f"{name} {scale!r}\n".encode())
     return digest.hexdigest()
 
 
@@ -39,7 +43,9 @@ def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
             raise InputError(f"{source}: the weights are incomplete ({name} is missing)")
         if not weight.is_floating_point() or weight.numel() == 0:
             continue
-        least, most = torch.aminmax(weight.detach())  # one pass, and NaN comes through
+        # PyTorch has no comparisons for its types of one byte.
+        number = weight.detach().float() if weight.itemsize == 1 else weight.detach()
+        least, most = torch.aminmax(number)  # one pass, and NaN comes through
         if not (torch.isfinite(least) and torch.isfinite(most)):
             raise InputError(
                 f"{source}: the weights are broken ({name} is not finite): download them again, "
@@ -50,4 +56,25 @@ def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
 def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for module_name, module in sorted(modules.items()):
         for name, weight in sorted(module.state_dict().items()):
-            yield f"{module_name}.{name}", weight
+            if isinstance(weight, Tensor):  # quantised layers keep notes beside their weights
+                yield from _stored(f"{module_name}.{name}", weight)
+
+
+def _stored(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A weight; of a quantised one, which only looks like a tensor, the tensors it is kept in."""
+    if not is_traceable_wrapper_subclass(weight):
+        yield name, weight
+        return
+    for part in sorted(weight.__tensor_flatten__()[0]):
+        yield from _stored(f"{name}.{part}", getattr(weight, part))
+
+
+def _adapter_scales(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, float]]:
+    """What peft multiplies the contribution of each active LoRA layer by."""
+    for module_name, module in sorted(modules.items()):
+        for name, layer in module.named_modules():
+            scaling = getattr(layer, "scaling", None)
+            if hasattr(layer, "active_adapters") and isinstance(scaling, dict):
+                for adapter in layer.active_adapters:
+                    if adapter in scaling:
+                        yield f"{module_name}.{name}.{adapter}", float(scaling[adapter])

@@ -1,0 +1,168 @@
+"""Pipelines that diffusers saved: a folder here, or the same on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rectiflow.errors import InputError
+from rectiflow.models.hub import first_sentence, hub_answers, partly_cached, refusal, unreachable
+from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
+
+INDEX = "model_index.json"
+
+
+class Folder:
+    """A saved pipeline: where it is and what its index says.
+
+    Args:
+        source: A folder, or the id of a model on the hub.
+        name: What to call it in messages.
+        families: The pipelines that are understood.
+
+    Raises:
+        InputError: It is not there, cannot be reached, or is of no family of ours.
+    """
+
+    def __init__(self, source: Path | str, name: str, families: Collection[str]) -> None:
+        self.source = source
+        self.name = name
+        self.local = isinstance(source, Path) or not hub_answers(source)
+        """Whether to do without the hub."""
+        self.config = self._index(families)
+
+    @property
+    def class_name(self) -> str:
+        """The diffusers pipeline that it is."""
+        return str(self.config["_class_name"])
+
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """The parts it was saved with: name -> (library, class)."""
+        return {
+            name: (kind[0], kind[1])
+            for name, kind in self.config.items()
+            if isinstance(kind, list) and kind[0]
+        }
+
+    @property
+    def left_out(self) -> dict[str, None]:
+        """The parts it was saved without, an SD3's T5 say, which diffusers wants to be told."""
+        return {name: None for name, kind in self.config.items() if kind == [None, None]}
+
+    def metadata(self) -> Metadata:
+        """What `rectiflow.json` says, if there is one."""
+        if isinstance(self.source, Path):
+            return read_metadata(self.source / FILE_NAME)
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            file = hf_hub_download(self.source, FILE_NAME, local_files_only=self.local)
+        except EntryNotFoundError:  # somebody else's checkpoint, or an offline copy of one
+            return Metadata()
+        return read_metadata(Path(file))
+
+    def pipeline(self, dtype: torch.dtype, variant: str | None = None, **given: Any) -> Any:
+        """The pipeline with its weights.
+
+        Args:
+            dtype: Of network and text encoders; the codec is in float32.
+            variant: Of the weight files.
+            **given: Parts to use instead of the saved ones.
+        """
+        import diffusers
+
+        return getattr(diffusers, self.class_name).from_pretrained(
+            str(self.source),
+            dtype={"default": dtype, "vae": torch.float32},
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=self.local,
+            **self.left_out,
+            **self.text_encoders(dtype, variant, without=given),
+            **given,
+        )
+
+    def text_encoders(
+        self, dtype: torch.dtype, variant: str | None = None, without: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """The text encoders, loaded apart: a pipeline would not say that weights are missing.
+
+        Args:
+            dtype: To load them in.
+            variant: Of the weight files.
+            without: Those to leave out.
+        """
+        import transformers
+
+        encoders = {}
+        for part, (_, kind) in self.parts.items():
+            if not part.startswith("text_encoder") or part in without:
+                continue
+            encoders[part], info = getattr(transformers, kind).from_pretrained(
+                str(self.source),
+                subfolder=part,
+                output_loading_info=True,
+                dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=self.local,
+            )
+            if info["missing_keys"]:
+                missing = sorted(info["missing_keys"])[0]
+                raise InputError(
+                    f"{self.name}: the weights are incomplete ({part}.{missing} is missing)"
+                )
+        return encoders
+
+    def failure(self, error: BaseException) -> InputError:
+        """The line for what a library raised while it loaded weights from here."""
+        if isinstance(self.source, str):
+            refused = refusal(self.source, error)
+            if refused is not None:
+                return refused
+            if self.local:
+                return partly_cached(self.name, first_sentence(error))
+        return InputError(
+            f"{self.name} cannot be loaded: {first_sentence(error)} (a complete diffusers folder "
+            "with safetensors weights is needed)"
+        )
+
+    def _index(self, families: Collection[str]) -> dict[str, Any]:
+        """`model_index.json`, known to name a family and, in a folder, parts that are there."""
+        from diffusers import DiffusionPipeline
+
+        source, name = self.source, self.name
+        try:
+            config: dict[str, Any] = DiffusionPipeline.load_config(
+                str(source), local_files_only=self.local
+            )
+        except (OSError, ValueError) as error:
+            if isinstance(source, Path):
+                raise InputError(
+                    f"{source / INDEX} cannot be read: {first_sentence(error)}"
+                ) from error
+            raise (refusal(source, error) or self._no_index(error)) from error
+        class_name = config.get("_class_name")
+        if class_name not in families:
+            raise InputError(
+                f"{name} is a {class_name}, which is not supported: use a {', '.join(families)}"
+            )
+        if isinstance(source, Path):
+            # transformers makes up a tokenizer where there are no files of one.
+            for part, kind in config.items():
+                if isinstance(kind, list) and kind[0] and not (source / part).is_dir():
+                    raise InputError(f"{name} is incomplete: the folder {part} is missing")
+        return config
+
+    def _no_index(self, error: BaseException) -> InputError:
+        if self.local:
+            return unreachable(self.name)
+        return InputError(
+            f"there is no folder {self.name!r}, and no pipeline of that id could be had from the "
+            f"hub ({first_sentence(error)})"
+        )
