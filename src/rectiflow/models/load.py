@@ -148,7 +148,10 @@ def _open(
     if isinstance(source, Path) and source.is_file():
         rest = None
         if base is not None:
-            rest = Folder(*_resolve(base), FAMILIES)
+            place, base_name = _resolve(base)
+            if isinstance(place, Path) and place.is_file():
+                raise InputError(f"base {place} is a file and no complete pipeline: give a folder")
+            rest = Folder(place, base_name, FAMILIES)
         return open_single_file(source, rest, FAMILIES, dtype)
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,9 +84,11 @@ def open_single_file(
         raise
     # diffusers has an exception of its own here that derives from Exception alone.
     except Exception as error:
+        why = first_sentence(error)
+        if isinstance(error, LookupError):  # from inside the conversion of names
+            why = "weights are missing, or have names that diffusers does not know"
         raise InputError(
-            f"{file} cannot be loaded as a {base.class_name} with the rest from {base.name}: "
-            f"{type(error).__name__}: {first_sentence(error)}"
+            f"{file} cannot be loaded as a {base.class_name} with the rest from {base.name}: {why}"
         ) from error
 
 
@@ -151,13 +154,17 @@ def _known_base(
     """The repository whose configurations diffusers uses for such a file."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    known = fetch_diffusers_config(weights)["pretrained_model_name_or_path"] if weights else None
+    known = None
+    # Shapes it has not seen, of a pruned network say, end in errors of these kinds there.
+    with suppress(LookupError, NameError, ValueError):
+        known = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
     # Where it recognises nothing, diffusers takes a file for Stable Diffusion 1.5.
-    such = "" if known is None or "stable-diffusion-v1-5" in known else f", such as {known}"
-    if alone or not such:
+    recognised = known is not None and "stable-diffusion-v1-5" not in known
+    if alone or not recognised:
+        what = "has no more than a network in it" if alone else "is of a kind diffusers cannot tell"
+        such = f", such as {known}" if recognised else ""
         raise InputError(
-            f"{file} has no more than a network in it: give the folder or hub id that has the rest "
-            f"by base= (--base){such}"
+            f"{file} {what}: give the folder or hub id that has the rest by base= (--base){such}"
         )
     try:
         return Folder(known, known, families)
