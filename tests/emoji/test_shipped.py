@@ -14,8 +14,8 @@ from rectiflow.emoji.scene import sample
 from rectiflow.emoji.vae import HELD_OUT, scenes
 from rectiflow.flow.solver import integrate
 from rectiflow.invert.presets import PRESETS
-from rectiflow.invert.trajectory import grid_for, invert_latents
-from rectiflow.models.base import GuidedVelocity
+from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
 
 MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3")

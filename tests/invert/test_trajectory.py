@@ -20,9 +20,9 @@ from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.grid import make_grid
 from rectiflow.flow.solver import integrate
 from rectiflow.invert import Inversion, from_seed, get_preset, invert
-from rectiflow.invert.trajectory import grid_for, invert_latents
+from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.models import SD3Model
-from rectiflow.models.base import GuidedVelocity
+from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.generate import generate
 from tests.tiny import tiny_model
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rectiflow.flow.solver import integrate
 from rectiflow.invert import Preset, get_preset
-from rectiflow.invert.trajectory import grid_for, invert_latents
+from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.models import SD3Model
-from rectiflow.models.base import GuidedVelocity
+from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.steer import AdaLNReplacement, EditTask, align, controlled, edit_latents
 from rectiflow.steer.controls import Rows
 from rectiflow.steer.editing import DerivedMask, Edited, latent_mask

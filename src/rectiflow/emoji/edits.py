@@ -60,6 +60,8 @@ class EditCase:
     """One of KINDS."""
     source: Scene
     target: Scene
+    seed: int = 0
+    """What it was drawn from; methods that draw noise draw it from here."""
 
     @property
     def source_prompt(self) -> str:
@@ -320,6 +322,6 @@ def sample_edit(kind: str, seed: int) -> EditCase:
         target = change(source, rng)
         if target is None:
             continue
-        case = EditCase(kind, source, target)
+        case = EditCase(kind, source, target, seed)
         if case.mask().mean() >= VISIBLE:
             return case

@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from rectiflow.emoji.edits import KINDS, EditCase, sample_edit
 from rectiflow.emoji.render import render_array
+from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.invert.presets import PRESETS, Preset
-from rectiflow.invert.trajectory import grid_for, invert_latents
-from rectiflow.models.base import FlowModel, GuidedVelocity
+from rectiflow.models.base import FlowModel
+from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.steer.alignment import align
-from rectiflow.steer.editing import EditTask, edit_latents
+from rectiflow.steer.editing import edit_latents
+from rectiflow.steer.task import EditTask
 
 SIZE = 64
 TUNING_SEED = 1_000_000
@@ -84,20 +86,23 @@ def edit_cases(
     latents = model.encode_image(pictures([case.source for case in batch]))
     grid = grid_for(model, preset, latents)
     source = model.encode_prompt([case.source_prompt for case in batch])
-    velocity = GuidedVelocity(model, source)
-    trajectory, _, evaluations = invert_latents(velocity, latents, grid, preset)
+    empty = model.encode_prompt([""])
+    inverted = source if preset.inversion_prompt == "source" else empty
+    seeds = tuple(case.seed for case in batch)
+    path = invert_latents(GuidedVelocity(model, inverted), latents, grid, preset, seeds=seeds)
     alignments = [align(model, case.source_prompt, case.target_prompt) for case in batch]
     task = EditTask(
-        trajectory=trajectory,
+        path=path,
         grid=grid,
         source=source,
         target=model.encode_prompt([case.target_prompt for case in batch]),
         owners=tuple(range(len(batch))),
         token_maps=torch.stack([alignment.token_map for alignment in alignments]),
-        negative=model.encode_prompt([""]),
+        negative=empty,
+        seeds=seeds,
     )
     edited = edit_latents(model, task, preset)
-    nfe = evaluations.sum(0).double().numpy() + edited.nfe / len(batch)
+    nfe = path.evaluations.sum(0).double().numpy() + edited.nfe / len(batch)
     return model.decode(edited.latents).cpu(), nfe
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from rectiflow.invert.euler import euler_inversion
 from rectiflow.invert.fixed_point import fixed_point_inversion
+from rectiflow.invert.inverting import from_seed, invert
 from rectiflow.invert.presets import PRESETS, Preset, get_preset
 from rectiflow.invert.result import InversionResult
-from rectiflow.invert.trajectory import Inversion, Reconstruction, from_seed, invert
+from rectiflow.invert.schemes import SCHEMES
+from rectiflow.invert.trajectory import Inversion, Reconstruction
 
 __all__ = [
     "PRESETS",
+    "SCHEMES",
     "Inversion",
     "InversionResult",
     "Preset",

@@ -2,18 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from rectiflow.invert.features import FeatureStore
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class InversionResult:
     """The path from noise to image that a scheme found, and how well it solved each step."""
 
     trajectory: Tensor
     """States ``x_0 … x_N`` at the grid's times, ``[N + 1, B, ...]``; the last is the image."""
     residuals: Tensor
-    """Last movement of the state in each step, relative to its size: ``[N, B]``."""
+    """Last movement of the state in each step, relative to its size: ``[N, B]``; NaN if unknown."""
     evaluations: Tensor
     """Evaluations of the field in each step, ``[N, B]``."""
+    velocities: Tensor | None = None
+    """``[N, B, ...]``: what the field said at ``x_i + offsets_i``, where the generating step will
+    ask it again; None where the scheme has not asked there."""
+    offsets: Tensor | None = None
+    """``[N, B, ...]``: where the generating step asks the field, from ``x_i``; None for zero."""
+    features: FeatureStore | None = None
+    """The network's features at those places, if they were recorded."""
+
+    @classmethod
+    def unsolved(
+        cls,
+        states: list[Tensor],
+        evaluations: int = 1,
+        velocities: Tensor | None = None,
+        offsets: Tensor | None = None,
+    ) -> InversionResult:
+        """The path of a scheme that does not know its residuals.
+
+        Args:
+            states: from the image to the noise.
+            evaluations: of the field, in every step.
+            velocities: as in the result.
+            offsets: as in the result.
+        """
+        steps, rows = len(states) - 1, len(states[0])
+        return cls(
+            trajectory=torch.stack(states[::-1]),
+            residuals=torch.full((steps, rows), torch.nan),
+            evaluations=torch.full((steps, rows), evaluations, dtype=torch.long),
+            velocities=velocities,
+            offsets=offsets,
+        )
+
+    def to(self, device: torch.device) -> InversionResult:
+        """The same path with its states on another device."""
+        moved = {
+            name: found.to(device)
+            for name in ("trajectory", "velocities", "offsets")
+            if (found := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **moved)
+
+    def correction(self, grid: Tensor, step: int) -> Tensor | None:
+        """``x_{i+1} − x_i − h_i v_i``: what compensation adds to a step; None if unknown."""
+        if self.velocities is None:
+            return None
+        here, there = self.trajectory[step], self.trajectory[step + 1]
+        return there - here - (grid[step + 1] - grid[step]) * self.velocities[step]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rectiflow.errors import InputError, WorkError
-from rectiflow.flow.grid import make_grid
+from rectiflow.errors import InputError
 from rectiflow.flow.measure import NoiseStatistics, noise_statistics
-from rectiflow.flow.solver import integrate
-from rectiflow.invert.euler import euler_inversion
-from rectiflow.invert.fixed_point import fixed_point_inversion
-from rectiflow.invert.presets import Preset, get_preset
-from rectiflow.invert.rows import RowwiseGuidedVelocity
-from rectiflow.models.base import FlowModel, GuidedVelocity
-from rectiflow.models.generate import generate_latents, initial_noise
-from rectiflow.models.images import Restore, fit, load_image
+from rectiflow.flow.solver import CountedVelocity
+from rectiflow.invert.presets import Preset
+from rectiflow.invert.result import InversionResult
+from rectiflow.invert.schemes import SCHEMES
+from rectiflow.models.base import FlowModel
+from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.images import Restore
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -52,21 +49,29 @@ class Inversion:
     """The path from noise (index 0) to an image (last index) under a source prompt."""
 
     model: FlowModel = field(repr=False)
-    trajectory: Tensor = field(repr=False)
-    """States at the grid's times, float32 ``[N + 1, 1, C, h, w]``."""
+    path: InversionResult = field(repr=False)
+    """What the scheme found, float32, of one image."""
     grid: Tensor = field(repr=False)
     """Rising times, float32 ``[N + 1]``."""
     source_prompt: str
     preset: Preset
     restore: Restore
     """Where the picture lies in the model's, and the way back to its own size."""
-    residuals: tuple[float, ...] = field(repr=False)
-    """How far each step is from its exact inverse, relative to the state; NaN where unknown."""
     nfe: int
     """Network samples it cost."""
     seconds: float
     seed: int | None = None
     """The seed of a generated source; None for a real image."""
+
+    @property
+    def trajectory(self) -> Tensor:
+        """States at the grid's times, ``[N + 1, 1, C, h, w]``."""
+        return self.path.trajectory
+
+    @property
+    def residuals(self) -> tuple[float, ...]:
+        """How far each step is from its exact inverse, relative to the state; NaN if unknown."""
+        return tuple(self.path.residuals[:, 0].tolist())
 
     @property
     def noise(self) -> Tensor:
@@ -92,6 +97,16 @@ class Inversion:
         """Decode latents ``[B, C, h, w]`` at the source's size."""
         return self.restore(self.model.decode(latents))
 
+    @property
+    def inverted_prompt(self) -> str:
+        """The prompt under which the path was found."""
+        return "" if self.preset.inversion_prompt == "empty" else self.source_prompt
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the path: a generated one has the preset's, an inverted one none."""
+        return self.preset.guidance_scale if self.seed is not None else 1.0
+
     @torch.no_grad()
     def reconstruct(self, compensate: bool = True) -> Reconstruction:
         """Generate the image again from its noise under the source prompt.
@@ -101,29 +116,29 @@ class Inversion:
                 equation 9); exact up to rounding, however bad the inversion was. Without it the
                 result shows how good the inversion is.
         """
-        cond = self.model.encode_prompt([self.source_prompt])
-        guidance = self.preset.guidance_scale if self.seed is not None else 1.0
-        velocity = GuidedVelocity(self.model, cond, None, guidance)
-        sizes = []
-
-        def compensated(x: Tensor, t: Tensor, step: int) -> Tensor:
-            v = velocity(x, t, step)
-            h = self.grid[step + 1] - self.grid[step]
-            correction = (self.trajectory[step + 1] - x) / h - v
-            sizes.append((correction.norm() / v.norm().clamp_min(1e-12)).item())
-            return v + correction if compensate else v
-
-        x = integrate(compensated, self.noise, self.grid).x
+        cond = self.model.encode_prompt([self.inverted_prompt])
+        velocity = GuidedVelocity(self.model, cond, None, self.guidance_scale)
+        counted = CountedVelocity(velocity)
+        solver = SCHEMES[self.preset.scheme].solver(self.path, self.grid, torch.zeros(1).long())
+        sizes, memory, x = [], None, self.noise
+        for step, (t, t_next) in enumerate(pairwise(self.grid)):
+            landed, memory = solver.step(counted, x, t, t_next, step, memory)
+            correction = self.trajectory[step + 1] - landed
+            sizes.append((correction.norm() / (landed - x).norm().clamp_min(1e-12)).item())
+            x = landed + correction if compensate else landed
         return Reconstruction(
             latents=x,
             image=self.images(x)[0],
             max_abs_latent=(x - self.latents).abs().max().item(),
             compensation=torch.tensor(sizes),
-            nfe=len(sizes) * velocity.samples_per_row,
+            nfe=counted.nfe,
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: trajectory and grid, and all else as one JSON key."""
+        """Write one safetensors file: trajectory and grid, and all else as one JSON key.
+
+        Recorded features are not saved; an edit from the file computes the source's row again.
+        """
         path = Path(path)
         about = {
             "format": FORMAT,
@@ -132,17 +147,22 @@ class Inversion:
             "source_prompt": self.source_prompt,
             "preset": dataclasses.asdict(self.preset),
             "restore": dataclasses.asdict(self.restore),
-            # JSON has no NaN: an unknown residual is null.
-            "residuals": [None if math.isnan(r) else r for r in self.residuals],
             "nfe": self.nfe,
             "seconds": self.seconds,
             "seed": self.seed,
             "noise": dataclasses.asdict(self.noise_statistics),
         }
-        tensors = {"trajectory": self.trajectory.cpu().contiguous(), "grid": self.grid.cpu()}
+        tensors = {"grid": self.grid, "trajectory": self.trajectory}
+        tensors |= {"residuals": self.path.residuals, "evaluations": self.path.evaluations}
+        tensors |= {
+            name: found
+            for name in ("velocities", "offsets")
+            if (found := getattr(self.path, name)) is not None
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, {"rectiflow": json.dumps(about)})
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, {"rectiflow": json.dumps(about)})
         os.replace(temporary, path)
         return path
 
@@ -157,7 +177,9 @@ class Inversion:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["rectiflow"])
                 version = about["format"]
-                trajectory, grid = file.get_tensor("trajectory"), file.get_tensor("grid")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                grid = tensors.pop("grid")
+                path_of_states = InversionResult(**tensors)
         except FileNotFoundError:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -180,148 +202,12 @@ class Inversion:
         restore = {name: tuple(value) for name, value in about["restore"].items()}
         return cls(
             model=model,
-            trajectory=trajectory.to(model.device),
+            path=path_of_states.to(model.device),
             grid=grid.to(model.device),
             source_prompt=about["source_prompt"],
             preset=preset,
             restore=Restore(**restore),
-            residuals=tuple(math.nan if r is None else r for r in about["residuals"]),
             nfe=about["nfe"],
             seconds=about["seconds"],
             seed=about["seed"],
         )
-
-
-@torch.no_grad()
-def invert(
-    model: FlowModel,
-    image: str | Path | Image.Image,
-    source_prompt: str | None = None,
-    *,
-    preset: str | Preset = "exact",
-    **settings: Any,
-) -> Inversion:
-    """Find the noise from which the model would generate an image under a prompt.
-
-    Args:
-        model: from `rectiflow.load`.
-        image: a file, or a picture of any size.
-        source_prompt: what the image shows; the empty prompt when None.
-        preset: a name of `PRESETS` or a `Preset`.
-        **settings: fields of the preset to replace, such as ``num_inference_steps=15``.
-
-    Returns:
-        The whole path, with what it cost and how well it fits.
-
-    Raises:
-        InputError: the image cannot be read, or a setting is wrong.
-        WorkError: the network returned something that is not a number.
-    """
-    chosen = get_preset(preset, **settings)
-    started = time.perf_counter()
-    pixels, restore = fit(load_image(image), model.size_policy)
-    latents = model.encode_image(pixels)
-    grid = grid_for(model, chosen, latents)
-    prompt = source_prompt or ""
-    velocity = GuidedVelocity(model, model.encode_prompt([prompt]))
-    trajectory, residuals, evaluations = invert_latents(velocity, latents, grid, chosen)
-    if not torch.isfinite(trajectory).all():
-        raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
-    return Inversion(
-        model=model,
-        trajectory=trajectory,
-        grid=grid,
-        source_prompt=prompt,
-        preset=chosen,
-        restore=restore,
-        residuals=tuple(residuals[:, 0].tolist()),
-        nfe=int(evaluations.sum()),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def invert_latents(
-    velocity: GuidedVelocity, latents: Tensor, grid: Tensor, preset: Preset
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Invert a batch of latents ``[B, C, h, w]`` by a preset's scheme.
-
-    Returns:
-        Trajectory ``[N + 1, B, C, h, w]``, residuals and evaluations ``[N, B]``.
-    """
-    if preset.scheme == "euler":
-        result = euler_inversion(velocity, latents, grid, time=preset.time)
-    else:
-        result = fixed_point_inversion(
-            RowwiseGuidedVelocity(velocity, len(latents)),
-            latents,
-            grid,
-            iterations=preset.iterations,
-            tolerance=preset.tolerance,
-            average=preset.average,
-            warm_start=preset.warm_start,
-        )
-    return result.trajectory, result.residuals, result.evaluations
-
-
-@torch.no_grad()
-def from_seed(
-    model: FlowModel,
-    source_prompt: str,
-    seed: int,
-    *,
-    preset: str | Preset = "exact",
-    height: int | None = None,
-    width: int | None = None,
-    **settings: Any,
-) -> Inversion:
-    """The path of a generated image: no inversion is needed, the flow itself came that way.
-
-    Args:
-        model: from `rectiflow.load`.
-        source_prompt: what to generate.
-        seed: of its noise.
-        preset: a name of `PRESETS` or a `Preset`; its guidance generates the image.
-        height: in pixels; the model's default when None.
-        width: in pixels; the model's default when None.
-        **settings: fields of the preset to replace.
-
-    Raises:
-        InputError: a setting is wrong, or the model does not take this size.
-        WorkError: the network returned something that is not a number.
-    """
-    chosen = get_preset(preset, **settings)
-    started = time.perf_counter()
-    height, width = height or model.default_size, width or model.default_size
-    noise = initial_noise(model, [seed], height, width)
-    grid = grid_for(model, chosen, noise)
-    solution = generate_latents(
-        model,
-        [source_prompt],
-        noise,
-        guidance_scale=chosen.guidance_scale,
-        grid=grid,
-        keep_trajectory=True,
-    )
-    assert solution.trajectory is not None
-    size = (width, height)
-    return Inversion(
-        model=model,
-        trajectory=solution.trajectory,
-        grid=grid,
-        source_prompt=source_prompt,
-        preset=chosen,
-        restore=Restore(size, size, (0, 0), size),
-        residuals=(0.0,) * (len(grid) - 1),
-        nfe=solution.nfe,
-        seconds=time.perf_counter() - started,
-        seed=seed,
-    )
-
-
-def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
-    """The preset's time grid for this model and this size of latents, on the model's device."""
-    tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
-    points = make_grid(
-        preset.grid, preset.num_inference_steps, shift=model.shift, num_tokens=tokens
-    )
-    return points.to(model.device)

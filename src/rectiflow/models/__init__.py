@@ -6,8 +6,10 @@ diffusers before a model is loaded.
 
 from __future__ import annotations
 
-from rectiflow.models.base import FlowModel, GuidedVelocity
+from rectiflow.models.base import AttentionSite, FlowModel
+from rectiflow.models.flux import FluxModel
 from rectiflow.models.generate import generate, generate_latents, initial_noise
+from rectiflow.models.guidance import GuidedVelocity, guided
 from rectiflow.models.images import Restore, SizePolicy, fit, load_image, to_pil, to_tensor
 from rectiflow.models.load import FAMILIES, embedded_models, load
 from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
@@ -16,8 +18,10 @@ from rectiflow.models.sd3 import SD3Model
 
 __all__ = [
     "FAMILIES",
+    "AttentionSite",
     "Conditioning",
     "FlowModel",
+    "FluxModel",
     "GuidedVelocity",
     "Metadata",
     "Restore",
@@ -28,6 +32,7 @@ __all__ = [
     "fit",
     "generate",
     "generate_latents",
+    "guided",
     "initial_noise",
     "load",
     "load_image",

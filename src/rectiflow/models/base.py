@@ -7,7 +7,8 @@ float32, pixels lie in [0, 1] and a velocity points from noise to data.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -19,9 +20,50 @@ from rectiflow.models.metadata import Metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
 from rectiflow.models.weights import weight_hash
 
-__all__ = ["Conditioning", "FlowModel", "GuidedVelocity", "Projection", "TokenSegment"]
+__all__ = [
+    "AttentionSite",
+    "Conditioning",
+    "FlowModel",
+    "Projection",
+    "TokenSegment",
+    "joint_site",
+]
 
 Projection = Literal["query", "key", "value"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite:
+    """An attention in which text and image meet: a place to read and to steer, as data."""
+
+    attention: nn.Module
+    """Called with keywords: the image stream as `hidden_states` and the normalised, modulated text
+    stream as `encoder_hidden_states`, [B, L, D]; where the streams are fused, one stream of both as
+    `hidden_states`, text before image if the model is `text_first`.
+    """
+    image: Mapping[Projection, nn.Module]
+    """The linear maps of image features to queries, keys and values, before norm and rotation; of
+    the fused stream, where the streams are fused."""
+    text: Mapping[Projection, nn.Module] | None
+    """Those of text features; None where the streams are fused."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether text and image are one stream here (the single blocks of FLUX)."""
+        return self.text is None
+
+
+def joint_site(attention: Any) -> AttentionSite:
+    """The site of a joint attention by the names diffusers gives its parts in every family."""
+    return AttentionSite(
+        attention,
+        image={"query": attention.to_q, "key": attention.to_k, "value": attention.to_v},
+        text={
+            "query": attention.add_q_proj,
+            "key": attention.add_k_proj,
+            "value": attention.add_v_proj,
+        },
+    )
 
 
 class FlowModel(ABC):
@@ -118,6 +160,15 @@ class FlowModel(ABC):
     def shift(self) -> float:
         """The shift of the time grid its scheduler is configured with."""
 
+    def shift_for(self, num_tokens: int) -> float:
+        """The shift for an image of so many tokens: FLUX's depends on it, others' do not."""
+        return self.shift
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know before trusting an inversion or an edit by this model: whole sentences."""
+        return ()
+
     @property
     def multiple(self) -> int:
         """Heights and widths are multiples of this, in pixels."""
@@ -184,62 +235,21 @@ class FlowModel(ABC):
             float32 [B, C, h, w], pointing from noise to data.
         """
 
+    # Guidance.
+
+    @property
+    def guidance_embeds(self) -> bool:
+        """Whether the network takes a guidance scale as an input (FLUX.1-dev), `guidance_scale`;
+        classifier-free guidance is then `true_cfg_scale`, as in diffusers.
+        """
+        return False
+
+    def combine(self, unguided: Tensor, guided: Tensor, scale: float) -> Tensor:
+        """The guided velocity, `v(∅) + α (v(c) - v(∅))`, [B, C, h, w]."""
+        return unguided + scale * (guided - unguided)
+
     # Hook points, for controls.
 
     @abstractmethod
-    def text_blocks(self) -> list[nn.Module]:
-        """The joint blocks whose text stream goes on to a next block, in order."""
-
-    @abstractmethod
-    def joint_attention(self, block: nn.Module) -> nn.Module:
-        """A block's joint attention: called with the normalised, modulated text stream as the
-        keyword `encoder_hidden_states`, [B, L, D], and the image stream as `hidden_states`.
-        """
-
-    @abstractmethod
-    def projections(self, block: nn.Module, kind: Projection) -> tuple[nn.Module, nn.Module]:
-        """The linear maps of (image, text) features to a block's queries, keys or values, before
-        any norm or rotation.
-        """
-
-    def value_projections(self, block: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The linear maps of (image, text) features to a block's attention values."""
-        return self.projections(block, "value")
-
-
-class GuidedVelocity:
-    """A model's field under classifier-free guidance, `α v(x, t | c) + (1 - α) v(x, t | ∅)`.
-
-    At α = 1 this is the conditional field, one network sample per row. Otherwise both halves go
-    through the network in one batch, [negative, prompt].
-
-    Args:
-        model: The network.
-        cond: A prompt per row, or one for all.
-        negative: What stands for ∅, likewise; the empty prompt if None. Not used at α = 1.
-        guidance_scale: α, with diffusers' meaning.
-    """
-
-    def __init__(
-        self,
-        model: FlowModel,
-        cond: Conditioning,
-        negative: Conditioning | None = None,
-        guidance_scale: float = 1.0,
-    ) -> None:
-        self.model = model
-        self.cond = cond
-        self.guidance_scale = guidance_scale
-        self.samples_per_row = 1 if guidance_scale == 1 else 2
-        self.negative: Conditioning | None = None
-        if self.samples_per_row == 2:
-            self.negative = model.encode_prompt("") if negative is None else negative
-
-    def __call__(self, x: Tensor, t: Tensor, step: int = 0) -> Tensor:
-        """The velocity at `x` [B, C, h, w]; the step's number is not used."""
-        cond = self.cond.rows(len(x))
-        if self.negative is None:
-            return self.model.velocity(x, t, cond)
-        both = Conditioning.cat([self.negative.rows(len(x)), cond])
-        unguided, guided = self.model.velocity(torch.cat([x, x]), t, both).chunk(2)
-        return unguided + self.guidance_scale * (guided - unguided)
+    def attention_sites(self) -> list[AttentionSite]:
+        """The attentions whose text stream goes on to a next block, in order."""

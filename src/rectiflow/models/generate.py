@@ -11,7 +11,8 @@ from torch import Tensor
 from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.grid import make_grid
 from rectiflow.flow.solver import Callback, Solution, Solver, integrate
-from rectiflow.models.base import FlowModel, GuidedVelocity
+from rectiflow.models.base import FlowModel
+from rectiflow.models.guidance import GuidedVelocity, guided
 from rectiflow.models.images import to_pil
 from rectiflow.models.prompts import as_prompts
 
@@ -53,6 +54,7 @@ def generate_latents(
     negative_prompt: str | Sequence[str] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     grid: str | Tensor | Sequence[float] = "shifted",
     solver: Solver | str = "euler",
     callback_on_step_end: Callback | None = None,
@@ -67,6 +69,7 @@ def generate_latents(
         negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
         num_inference_steps: N; the model's default if None.
         guidance_scale: The model's default if None.
+        true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
         grid: As in `make_grid`; `"shifted"` with the model's own shift.
         solver: As in `integrate`.
         callback_on_step_end: As in `integrate`.
@@ -83,15 +86,13 @@ def generate_latents(
         num_inference_steps = model.default_num_inference_steps
     if guidance_scale is None:
         guidance_scale = model.default_guidance_scale
-    cells = latents.shape[-2] * latents.shape[-1]
-    points = make_grid(
-        grid, num_inference_steps, shift=model.shift, num_tokens=cells // model.patch**2
-    )
-    negative = None
-    if guidance_scale != 1:
-        negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
+    tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
+    points = make_grid(grid, num_inference_steps, shift=model.shift_for(tokens), num_tokens=tokens)
     cond = model.encode_prompt(prompts).rows(len(latents))
-    velocity = GuidedVelocity(model, cond, negative, guidance_scale)
+    negative = None
+    if guided(model, cond, guidance_scale, true_cfg_scale)[1] != 1:
+        negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
+    velocity = GuidedVelocity(model, cond, negative, guidance_scale, true_cfg_scale)
     solution = integrate(
         velocity,
         latents.to(model.device),
@@ -118,6 +119,7 @@ def generate(
     latents: Tensor | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     height: int | None = None,
     width: int | None = None,
     grid: str | Tensor | Sequence[float] = "shifted",
@@ -136,6 +138,7 @@ def generate(
         latents: The noise itself instead, float32 [B, C, h, w].
         num_inference_steps: The model's default if None.
         guidance_scale: The model's default if None. At 1 nothing goes through the network twice.
+        true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
         height: In pixels; the model's default, or that of `latents`, if None.
         width: Likewise.
         grid: A name or your own times, as in `make_grid`.
@@ -170,6 +173,7 @@ def generate(
             negative_prompt=negatives[chunk],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
             grid=grid,
             solver=solver,
             callback_on_step_end=callback_on_step_end,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,12 @@ class Conditioning:
 
     embeds: Tensor
     """One feature per text token, shape [B, L, D], in the text encoders' dtype."""
-    pooled: Tensor
-    """One feature per prompt, shape [B, P]."""
+    pooled: Tensor | None = None
+    """One feature per prompt, shape [B, P]; None if the family has none."""
+    mask: Tensor | None = None
+    """True where there is a token, shape [B, L]; None if the family attends to padding too."""
+    guidance: Tensor | None = None
+    """The guidance scale that a guidance-embedded network is told, float32 [B]."""
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -36,11 +42,12 @@ class Conditioning:
             rows = [rows]
         if not isinstance(rows, slice):
             rows = torch.as_tensor(rows, device=self.embeds.device)
-        return Conditioning(self.embeds[rows], self.pooled[rows])
+        chosen = rows
+        return self._each(lambda part: part[chosen])
 
     def repeat(self, times: int) -> Conditioning:
         """The whole batch several times over: rows a, b become a, b, a, b."""
-        return Conditioning(self.embeds.repeat(times, 1, 1), self.pooled.repeat(times, 1))
+        return self._each(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
 
     def rows(self, count: int) -> Conditioning:
         """This batch if it has `count` rows; one row is given to all of them.
@@ -54,12 +61,26 @@ class Conditioning:
             return self.repeat(count)
         raise InputError(f"{len(self)} prompts for {count} images: give one for all or one each")
 
+    def with_guidance(self, scale: float) -> Conditioning:
+        """The same prompts, the network to be told this guidance scale."""
+        told = torch.full((len(self),), scale, dtype=torch.float32, device=self.embeds.device)
+        return dataclasses.replace(self, guidance=told)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """Change every part that is there."""
+        parts = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        changed: list[Any] = [None if part is None else change(part) for part in parts]
+        return Conditioning(*changed)
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Stack the rows of several batches."""
-        return Conditioning(
-            torch.cat([part.embeds for part in parts]), torch.cat([part.pooled for part in parts])
-        )
+        """Stack the rows of several batches, which have the same parts."""
+        names = [field.name for field in dataclasses.fields(Conditioning)]
+        columns = ([getattr(part, name) for part in parts] for name in names)
+        stacked: list[Any] = [
+            None if column[0] is None else torch.cat(column) for column in columns
+        ]
+        return Conditioning(*stacked)
 
 
 @dataclass(frozen=True)

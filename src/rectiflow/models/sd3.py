@@ -8,17 +8,16 @@ no T5. Source: Esser et al. 2024, arXiv 2403.03206, and diffusers' pipeline.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rectiflow.models.base import FlowModel, Projection
+from rectiflow.models import codec
+from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
+from rectiflow.models.tokens import quiet, segment, warn_of_cuts
 
 MAX_SEQUENCE_LENGTH = 256
 """T5 positions where the model's metadata does not say: diffusers' default."""
@@ -88,38 +87,22 @@ class SD3Model(FlowModel):
         """T5 positions in the text stream, there also without a T5."""
         return self.metadata.max_sequence_length or MAX_SEQUENCE_LENGTH
 
-    @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """The latents [B, C, h, w] of images [B, 3, H, W] in [0, 1]: the posterior's mode."""
         self.latent_shape(*images.shape[-2:])
-        vae = self.pipeline.vae
-        encoded = vae.encode((2 * images - 1).to(self.device, vae.dtype))
-        # AutoencoderTiny has no posterior.
-        latents = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
-        return (latents.float() - self._latent_shift) * vae.config.scaling_factor
+        return codec.encode(self.pipeline.vae, images, self.device)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]."""
-        vae = self.pipeline.vae
-        raw = latents.to(self.device).float() / vae.config.scaling_factor + self._latent_shift
-        images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return codec.decode(self.pipeline.vae, latents, self.device)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: str | Sequence[str]) -> Conditioning:
         """Embed prompts by the pipeline's own `encode_prompt`, each distinct one by itself."""
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        for segment in self.tokenize(distinct):
-            for prompt, cut in zip(distinct, segment.cut, strict=True):
-                if cut:
-                    warnings.warn(
-                        f"the prompt {_shorten(prompt)!r} is longer than the {segment.length} "
-                        f"tokens {segment.name} takes: {_shorten(cut)!r} is left out",
-                        stacklevel=3,  # past torch.no_grad's wrapper
-                    )
-        with _quiet_pipeline():  # it has just been said, and better
+        warn_of_cuts(distinct, self.tokenize(distinct))
+        with quiet(self.pipeline):  # it has just been said, and better
             embedded = [
                 self.pipeline.encode_prompt(
                     prompt=prompt,
@@ -137,12 +120,12 @@ class SD3Model(FlowModel):
     def tokenize(self, prompts: str | Sequence[str]) -> list[TokenSegment]:
         """The CLIP tokens (both encoders share the positions), then those of the T5."""
         prompts = as_prompts(prompts)
-        clip = _segment(
+        clip = segment(
             "clip", self.pipeline.tokenizer, prompts, 0, self.pipeline.tokenizer_max_length
         )
         length = self.max_sequence_length
         if self.pipeline.text_encoder_3 is not None:
-            return [clip, _segment("t5", self.pipeline.tokenizer_3, prompts, clip.stop, length)]
+            return [clip, segment("t5", self.pipeline.tokenizer_3, prompts, clip.stop, length)]
         count = len(prompts)
         empty = TokenSegment(
             name="t5",
@@ -160,6 +143,7 @@ class SD3Model(FlowModel):
     def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v = -u(x, 1000 (1 - t))` in float32, from one call of the network."""
         dtype = self.dtype
+        assert cond.pooled is not None
         sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
         (u,) = self.network(
             hidden_states=x.to(dtype),
@@ -170,23 +154,12 @@ class SD3Model(FlowModel):
         )
         return -u.float()
 
-    def text_blocks(self) -> list[nn.Module]:
-        """All joint blocks but the last, after which the text stream ends."""
-        return [block for block in self.network.transformer_blocks if not block.context_pre_only]
-
-    def joint_attention(self, block: nn.Module) -> nn.Module:
-        """`attn`; SD3.5-medium's `attn2` sees no text and is left alone."""
-        attention: nn.Module = block.attn  # type: ignore[assignment]
-        return attention
-
-    def projections(self, block: nn.Module, kind: Projection) -> tuple[nn.Module, nn.Module]:
-        """(`to_v`, `add_v_proj`) and their siblings."""
-        attention, letter = self.joint_attention(block), kind[0]
-        return getattr(attention, f"to_{letter}"), getattr(attention, f"add_{letter}_proj")
-
-    @property
-    def _latent_shift(self) -> float:
-        return self.pipeline.vae.config.shift_factor or 0.0
+    def attention_sites(self) -> list[AttentionSite]:
+        """Those of all blocks but the last, after which the text stream ends; SD3.5-medium's
+        `attn2` sees no text and is left alone.
+        """
+        blocks = (block for block in self.network.transformer_blocks if not block.context_pre_only)
+        return [joint_site(block.attn) for block in blocks]
 
     def _recommended(self) -> tuple[float, int]:
         """Guidance and steps of the model cards, by what tells the checkpoints apart."""
@@ -196,46 +169,3 @@ class SD3Model(FlowModel):
         if config.qk_norm is not None:
             return 3.5, 28  # SD3.5-large
         return 7.0, 28  # SD3-medium
-
-
-def _segment(
-    name: str, tokenizer: Any, prompts: Sequence[str], start: int, length: int
-) -> TokenSegment:
-    """Tokenize as the pipeline does, and find for every token its piece of the prompt."""
-    ids, words, pad_mask, cut = [], [], [], []
-    for prompt in prompts:
-        tokens = tokenizer(
-            prompt,
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_offsets_mapping=True,
-        )
-        pieces, end = [], 0
-        for first, last in tokens.offset_mapping:
-            pieces.append(prompt[max(first, end) : last].strip())
-            end = max(end, last)
-        untruncated = tokenizer(prompt, verbose=False).input_ids
-        ids.append(list(tokens.input_ids))
-        words.append(pieces)
-        pad_mask.append([not attended for attended in tokens.attention_mask])
-        cut.append(prompt[end:].strip() if len(untruncated) > length else "")
-    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    special = frozenset(mark for mark in marks if mark is not None)  # not unk: it stands for text
-    return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)
-
-
-def _shorten(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-@contextmanager
-def _quiet_pipeline() -> Iterator[None]:
-    """Keep the pipeline from logging truncation for each of its three tokenizers."""
-    logger = logging.getLogger("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

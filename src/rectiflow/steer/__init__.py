@@ -6,15 +6,18 @@ from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.steer.alignment import Alignment, align, needleman_wunsch
 from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, controlled
 from rectiflow.steer.edit import EditResult, edit
-from rectiflow.steer.editing import EditTask, edit_latents
+from rectiflow.steer.editing import METHODS, edit_latents
+from rectiflow.steer.task import Edited, EditTask
 
 __all__ = [
+    "METHODS",
     "PRESETS",
     "AdaLNReplacement",
     "Alignment",
     "AttentionInjection",
     "EditResult",
     "EditTask",
+    "Edited",
     "Preset",
     "align",
     "controlled",

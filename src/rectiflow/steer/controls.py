@@ -1,27 +1,27 @@
 """Controls: what a target's row takes over from its source's row inside the network.
 
 A control is a rule without state: the loop says which step it is and which row is whose, and the
-rule says what to replace. Hooks carry the rules into the network; they exist only inside a `with`
-block, and without controls the network is untouched to the last bit.
+rule says what to replace. The source's features come from its row in the same batch, or from what
+was kept while it was inverted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rectiflow.models.base import Conditioning, FlowModel, Projection
+from rectiflow.models.base import FlowModel
+from rectiflow.models.prompts import Conditioning
+from rectiflow.models.taps import Point, TappedNetwork, tapped
 from rectiflow.steer.alignment import NOTHING
 
-
-def active_steps(ratio: float, steps: int) -> int:
-    """How many steps, from the noise on, a ratio covers; robust against 0.3 · 10 = 2.999…"""
-    return int(ratio * steps + 1e-9)
+Kept = Callable[[Point], Tensor]
+"""The source's features at a point, a row per target."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Rows:
 
     targets: tuple[int, ...]
     sources: tuple[int, ...]
+    """Empty where the source's features are kept ones."""
     pairs: tuple[int, ...]
     """Which prompt pair each target is, as the token maps are numbered."""
 
 
 class Control(Protocol):
-    """A rule, asked at each hook point of each evaluation; it returns the features to use."""
+    """A rule, asked at each of its points of each evaluation in each of its steps."""
 
     @property
     def steps(self) -> int:
@@ -46,18 +47,22 @@ class Control(Protocol):
         ...
 
     @property
-    def features(self) -> tuple[Projection, ...]:
-        """Which attention features it wants to see in `projected`."""
+    def points(self) -> Iterable[Point]:
+        """Where it acts."""
         ...
 
-    def text(self, features: Tensor, rows: Rows) -> Tensor:
-        """Replace text-stream features entering a joint attention, ``[B, L, D]``."""
-        ...
-
-    def projected(
-        self, features: Tensor, rows: Rows, kind: Projection, stream: Literal["image", "text"]
+    def replace(
+        self, point: Point, target: Tensor, source: Tensor, pairs: Sequence[int], step: int
     ) -> Tensor:
-        """Replace queries, keys or values of one stream, ``[B, T, D]``."""
+        """The features that targets go on with, ``[n, tokens, D]``.
+
+        Args:
+            point: where.
+            target: the targets' own features.
+            source: their sources', like `target` but maybe of another number of tokens.
+            pairs: which prompt pair each is.
+            step: the step's number.
+        """
         ...
 
 
@@ -72,123 +77,103 @@ class AdaLNReplacement:
     token_maps: Tensor
     """int64 ``[pairs, L]``, from `align`."""
     steps: int
-    features: ClassVar[tuple[Projection, ...]] = ()
+    points: Sequence[Point]
+    token_steps: Tensor | None = None
+    """int64 ``[pairs, L]``: until which step each token is held, where words have their own."""
 
-    def text(self, features: Tensor, rows: Rows) -> Tensor:
-        """Replace the features of kept tokens."""
-        maps = self.token_maps[list(rows.pairs)].to(features.device)
-        source = features[list(rows.sources)]
-        positions = maps.clamp_min(0)[..., None].expand(-1, -1, features.shape[-1])
-        target = features[list(rows.targets)]
-        kept = (maps != NOTHING)[..., None]
-        result = features.clone()
-        result[list(rows.targets)] = torch.where(kept, source.gather(1, positions), target)
-        return result
-
-    def projected(
-        self, features: Tensor, rows: Rows, kind: Projection, stream: Literal["image", "text"]
+    def replace(
+        self, point: Point, target: Tensor, source: Tensor, pairs: Sequence[int], step: int
     ) -> Tensor:
-        """Leave attention alone."""
-        return features
+        """Replace the features of kept tokens."""
+        maps = self.token_maps[list(pairs)].to(target.device)
+        kept = maps != NOTHING
+        if self.token_steps is not None:
+            kept = kept & (step < self.token_steps[list(pairs)].to(target.device))
+        positions = maps.clamp_min(0)[..., None].expand(-1, -1, target.shape[-1])
+        return torch.where(kept[..., None], source.gather(1, positions), target)
 
 
 @dataclass(frozen=True)
 class AttentionInjection:
-    """The target attends to the source's values (FTEdit, section 3.3), or keys, or queries."""
+    """The target attends to the source's values (FTEdit, section 3.3), or keys, or queries.
+
+    Of the image tokens; injected for the text tokens too, they weaken the prompt.
+    """
 
     steps: int
-    inject: Literal["image", "all"] = "image"
-    """Those of image tokens, or of the text tokens too (which weakens the prompt)."""
-    features: tuple[Projection, ...] = ("value",)
+    points: Sequence[Point]
 
-    def text(self, features: Tensor, rows: Rows) -> Tensor:
-        """Leave the text stream alone."""
-        return features
-
-    def projected(
-        self, features: Tensor, rows: Rows, kind: Projection, stream: Literal["image", "text"]
+    def replace(
+        self, point: Point, target: Tensor, source: Tensor, pairs: Sequence[int], step: int
     ) -> Tensor:
-        """Replace the chosen features of the target's rows by the source's."""
-        if kind not in self.features or (stream == "text" and self.inject == "image"):
-            return features
-        result = features.clone()
-        result[list(rows.targets)] = features[list(rows.sources)]
-        return result
+        """The source's."""
+        return source
 
 
-@dataclass
 class ControlledNetwork:
     """A model's network with controls installed; made by `controlled`."""
 
-    model: FlowModel
-    controls: Sequence[Control]
-    _now: tuple[Sequence[Control], Rows] | None = field(default=None, init=False)
+    def __init__(self, network: TappedNetwork, controls: Sequence[Control]) -> None:
+        self.network = network
+        self.controls = controls
+        self._points = {id(control): frozenset(control.points) for control in controls}
 
     def active(self, step: int) -> list[Control]:
         """The controls that act on a step."""
         return [control for control in self.controls if step < control.steps]
 
-    def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, step: int, rows: Rows) -> Tensor:
-        """`FlowModel.velocity` under the controls of a step."""
+    def points(self, step: int) -> set[Point]:
+        """Where the source's features are wanted in a step."""
+        return {point for control in self.active(step) for point in control.points}
+
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        step: int,
+        rows: Rows,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        """`FlowModel.velocity` under the controls of a step.
+
+        Args:
+            x: states of all rows.
+            t: time.
+            cond: prompts of all rows.
+            step: which controls act.
+            rows: who is who; without sources among them, `kept` must be given.
+            kept: the sources' features.
+        """
         controls = self.active(step)
         if not controls or not rows.targets:
-            return self.model.velocity(x, t, cond)
-        self._now = (controls, rows)
-        try:
-            # A compiled network would go on without hooks added after its first call.
-            with torch.compiler.set_stance("force_eager"):
-                return self.model.velocity(x, t, cond)
-        finally:
-            self._now = None
+            return self.network.velocity(x, t, cond)
+        targets, sources = list(rows.targets), list(rows.sources)
 
-    def _text_hook(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._now is None:
-            return None
-        controls, rows = self._now
-        features = kwargs["encoder_hidden_states"]
-        for control in controls:
-            features = control.text(features, rows)
-        return args, kwargs | {"encoder_hidden_states": features}
+        def tap(point: Point, features: Tensor) -> Tensor:
+            acting = [control for control in controls if point in self._points[id(control)]]
+            if not acting:
+                return features
+            source = features[sources] if kept is None else kept(point)
+            steered = features[targets]
+            for control in acting:
+                steered = control.replace(point, steered, source, rows.pairs, step)
+            result = features.clone()
+            result[targets] = steered
+            return result
 
-    def _projection_hook(
-        self, kind: Projection, stream: Literal["image", "text"]
-    ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            if self._now is None:
-                return None
-            controls, rows = self._now
-            for control in controls:
-                output = control.projected(output, rows, kind, stream)
-            return output
-
-        return hook
+        return self.network.velocity(x, t, cond, tap)
 
 
 @contextmanager
 def controlled(model: FlowModel, controls: Sequence[Control]) -> Iterator[ControlledNetwork]:
     """Install controls on a model for the length of a `with` block.
 
-    Hooks go on all joint blocks whose text stream goes on, whatever their number. They are removed
-    on leaving, also by an exception.
-
     Example:
-        with controlled(model, [AttentionInjection(steps=5)]) as network:
+        points = attention_points(model, preset)
+        with controlled(model, [AttentionInjection(5, points)]) as network:
             v = network.velocity(x, t, cond, step=0, rows=rows)
     """
-    network = ControlledNetwork(model, controls)
-    kinds = sorted({kind for control in controls for kind in control.features})
-    with ExitStack() as stack:
-        for block in model.text_blocks() if controls else ():
-            attention = model.joint_attention(block)
-            handle = attention.register_forward_pre_hook(network._text_hook, with_kwargs=True)
-            stack.callback(handle.remove)
-            for kind in kinds:
-                image, text = model.projections(block, kind)
-                for handle in (
-                    image.register_forward_hook(network._projection_hook(kind, "image")),
-                    text.register_forward_hook(network._projection_hook(kind, "text")),
-                ):
-                    stack.callback(handle.remove)
-        yield network
+    points = {point for control in controls for point in control.points}
+    with tapped(model, points) as network:
+        yield ControlledNetwork(network, controls)

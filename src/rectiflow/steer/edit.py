@@ -16,15 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.invert.inverting import from_seed, invert
 from rectiflow.invert.presets import INVERSION_SETTINGS, Preset, get_preset, method_name
-from rectiflow.invert.trajectory import Inversion, Reconstruction, from_seed, invert
+from rectiflow.invert.trajectory import Inversion, Reconstruction
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image
 from rectiflow.models.prompts import as_prompts
 from rectiflow.report import Alignment as WordAlignment
 from rectiflow.report import EditEntry, EditReport, Noise
 from rectiflow.steer.alignment import Alignment, align
-from rectiflow.steer.editing import EditTask, StepCallback, edit_latents, latent_mask
+from rectiflow.steer.editing import edit_latents
+from rectiflow.steer.masks import latent_mask
+from rectiflow.steer.task import EditTask, StepCallback
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,15 +176,13 @@ def edit(
         fitted = inversion.restore.fit_mask(drawn)
         cells = latent_mask(fitted, inversion.latents.shape).to(model.device)
     task = EditTask(
-        trajectory=inversion.trajectory,
+        path=inversion.path,
         grid=inversion.grid,
-        source=model.encode_prompt([inversion.source_prompt]),
+        source=model.encode_prompt([inversion.inverted_prompt]),
         target=model.encode_prompt(targets),
         owners=(0,) * len(targets),
         token_maps=torch.stack([alignment.token_map for alignment in alignments]),
-        negative=None
-        if chosen.guidance_scale == 1
-        else model.encode_prompt([negative_prompt or ""]),
+        negative=model.encode_prompt([negative_prompt or ""]),
         mask=cells,
     )
     edited = edit_latents(model, task, chosen, callback_on_step_end)
@@ -264,7 +265,8 @@ def _warnings(
     if negative_prompt and preset.guidance_scale == 1:
         found.append("The negative prompt has no effect at guidance 1.")
     noise = inversion.noise_statistics
-    if abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25:
+    whole = inversion.preset.strength == 1  # else the path does not begin at noise
+    if whole and (abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25):
         found.append(
             f"The noise found is unlike N(0, I) (norm {noise.norm:.2f} instead of 1, neighbours "
             f"correlate by {noise.autocorrelation:.2f}): the model does not know images like this "

@@ -1,0 +1,183 @@
+"""Inverting: from an image or a seed to the whole path that a flow would have taken to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rectiflow.errors import WorkError
+from rectiflow.flow.grid import make_grid
+from rectiflow.invert.features import FeatureStore, RecordingField, wanted_features
+from rectiflow.invert.presets import Preset, get_preset
+from rectiflow.invert.result import InversionResult
+from rectiflow.invert.schemes import SCHEMES
+from rectiflow.invert.trajectory import Inversion
+from rectiflow.models.base import FlowModel
+from rectiflow.models.generate import generate_latents, initial_noise
+from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.images import Restore, fit, load_image
+from rectiflow.models.taps import tapped
+
+
+@torch.no_grad()
+def invert(
+    model: FlowModel,
+    image: str | Path | Image.Image,
+    source_prompt: str | None = None,
+    *,
+    preset: str | Preset = "exact",
+    **settings: Any,
+) -> Inversion:
+    """Find the noise from which the model would generate an image under a prompt.
+
+    Args:
+        model: from `rectiflow.load`.
+        image: a file, or a picture of any size.
+        source_prompt: what the image shows; the empty prompt when None.
+        preset: a name of `PRESETS` or a `Preset`.
+        **settings: fields of the preset to replace, such as ``num_inference_steps=15``.
+
+    Returns:
+        The whole path, with what it cost and how well it fits.
+
+    Raises:
+        InputError: the image cannot be read, or a setting is wrong.
+        WorkError: the network returned something that is not a number.
+    """
+    chosen = get_preset(preset, **settings)
+    started = time.perf_counter()
+    pixels, restore = fit(load_image(image), model.size_policy)
+    latents = model.encode_image(pixels)
+    grid = grid_for(model, chosen, latents)
+    prompt = source_prompt or ""
+    inverted = "" if chosen.inversion_prompt == "empty" else prompt
+    velocity = GuidedVelocity(model, model.encode_prompt([inverted]))
+    path = invert_latents(velocity, latents, grid, chosen, seeds=[chosen.noise_seed])
+    if not torch.isfinite(path.trajectory).all():
+        raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
+    return Inversion(
+        model=model,
+        path=path,
+        grid=grid,
+        source_prompt=prompt,
+        preset=chosen,
+        restore=restore,
+        nfe=int(path.evaluations.sum()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def invert_latents(
+    velocity: GuidedVelocity,
+    latents: Tensor,
+    grid: Tensor,
+    preset: Preset,
+    *,
+    seeds: Sequence[int] = (),
+) -> InversionResult:
+    """Invert a batch of latents ``[B, C, h, w]`` by a preset's scheme.
+
+    Args:
+        velocity: the field of the prompts under which to invert, a row each or one for all.
+        latents: of the images.
+        grid: rising times.
+        preset: settings; those that keep features from the inversion have them recorded.
+        seeds: of the noise that a noisy scheme draws, one per image; `noise_seed` for all if empty.
+    """
+    scheme, model = SCHEMES[preset.scheme], velocity.model
+    noise = None
+    if scheme.noisy:
+        height, width = (side * model.factor for side in latents.shape[-2:])
+        drawn = list(seeds) or [preset.noise_seed] * len(latents)
+        noise = initial_noise(model, drawn, height, width)
+    wanted = wanted_features(model, preset, len(grid) - 1)
+    if not wanted:
+        return scheme.invert(velocity, latents, grid, preset, noise)
+    store = FeatureStore(wanted, len(latents), preset.keep_features)
+    with tapped(model, wanted) as network:
+        field = RecordingField(velocity, network, len(latents), store, scheme.accepts)
+        path = scheme.invert(field, latents, grid, preset, noise)
+        field.close()
+    return dataclasses.replace(path, features=store)
+
+
+@torch.no_grad()
+def from_seed(
+    model: FlowModel,
+    source_prompt: str,
+    seed: int,
+    *,
+    preset: str | Preset = "exact",
+    height: int | None = None,
+    width: int | None = None,
+    **settings: Any,
+) -> Inversion:
+    """The path of a generated image: no inversion is needed, the flow itself came that way.
+
+    Args:
+        model: from `rectiflow.load`.
+        source_prompt: what to generate.
+        seed: of its noise.
+        preset: a name of `PRESETS` or a `Preset`; its guidance generates the image.
+        height: in pixels; the model's default when None.
+        width: in pixels; the model's default when None.
+        **settings: fields of the preset to replace.
+
+    Raises:
+        InputError: a setting is wrong, or the model does not take this size.
+        WorkError: the network returned something that is not a number.
+    """
+    chosen = get_preset(preset, **settings)
+    started = time.perf_counter()
+    height, width = height or model.default_size, width or model.default_size
+    noise = initial_noise(model, [seed], height, width)
+    grid = grid_for(model, chosen, noise)
+    solution = generate_latents(
+        model,
+        [source_prompt],
+        noise,
+        guidance_scale=chosen.guidance_scale,
+        grid=grid,
+        keep_trajectory=True,
+    )
+    assert solution.trajectory is not None
+    size = (width, height)
+    steps = len(grid) - 1
+    path = InversionResult(
+        trajectory=solution.trajectory,
+        residuals=torch.zeros(steps, 1),
+        evaluations=torch.full((steps, 1), solution.nfe // steps),
+    )
+    return Inversion(
+        model=model,
+        path=path,
+        grid=grid,
+        source_prompt=source_prompt,
+        preset=chosen,
+        restore=Restore(size, size, (0, 0), size),
+        nfe=solution.nfe,
+        seconds=time.perf_counter() - started,
+        seed=seed,
+    )
+
+
+def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
+    """The times that a preset goes along, for a size of latents, on the model's device."""
+    tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
+    steps = preset.num_inference_steps
+    points = make_grid(
+        preset.grid,
+        steps,
+        shift=model.shift_for(tokens),
+        num_tokens=tokens,
+        start=steps - int(preset.strength * steps + 1e-9),
+    )
+    return points.to(model.device)

@@ -1,0 +1,236 @@
+"""A preset: what an inversion and an edit are told, as data. Every field can be overridden."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from rectiflow.errors import InputError
+
+SchemeName = Literal[
+    "euler",
+    "fixed_point",
+    "query_offset",
+    "two_step",
+    "midpoint",
+    "fireflow",
+    "uni_inv",
+    "rf_inversion",
+    "dna",
+    "interpolation",
+]
+MethodName = Literal["two_branch", "uni_edit", "flow_edit", "dna_edit", "rf_inversion"]
+Compensate = Literal["source", "both", "none"]
+Inject = Literal["image", "all"]
+Feature = Literal["query", "key", "value"]
+
+SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
+    "euler": ("time",),
+    "fixed_point": ("iterations", "tolerance", "average", "warm_start", "stop_at_query"),
+    "rf_inversion": ("gamma", "noise_seed"),
+    "dna": ("noise_seed",),
+    "interpolation": ("noise_seed",),
+}
+"""Which fields a scheme reads beside those that all of them share."""
+METHOD_FIELDS: dict[str, tuple[str, ...]] = {
+    "two_branch": (
+        "compensate",
+        "adaln_ratio",
+        "attention_ratio",
+        "inject",
+        "features",
+        "first_site",
+        "source_features",
+        "keep_features",
+        "mask_threshold",
+    ),
+    "uni_edit": ("omega",),
+    "flow_edit": ("noise_seed", "n_avg", "n_min", "source_guidance_scale"),
+    "dna_edit": ("eta",),
+    "rf_inversion": ("eta", "eta_ratio"),
+}
+"""Likewise of editing methods."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Settings of one method, from the image to the noise and back with another prompt."""
+
+    reference: str
+    """The paper it is from."""
+    num_inference_steps: int = 30
+    """Of the whole way from noise to image."""
+    grid: str = "shifted"
+    """A grid of `make_grid`; `"shifted"` takes the model's own shift."""
+    strength: float = 1.0
+    """The share of the steps that are gone, back and forth, from the image's end on."""
+    # Inversion.
+    scheme: SchemeName = "fixed_point"
+    """A name of `SCHEMES`."""
+    inversion_prompt: Literal["source", "empty"] = "source"
+    """The prompt under which the image is inverted."""
+    iterations: int = 5
+    """At most iterations + 1 evaluations of the network in a step; 0 is Euler's inversion."""
+    tolerance: float = 0.0
+    """A row is done with a step once its state moves by less than this, relative to its size."""
+    average: bool = False
+    """Take the mean of all iterates (the paper's choice) rather than the last."""
+    warm_start: bool = False
+    """Begin a step with the velocity of the step before it."""
+    stop_at_query: bool = False
+    """Take the point where the field was last asked, whose velocity and features are known."""
+    time: Literal["noisier", "cleaner"] = "noisier"
+    """At which end of the step Euler's inversion tells the network to be."""
+    gamma: float = 0.5
+    """How strongly RF-Inversion is drawn to its noise."""
+    noise_seed: int = 0
+    """Of the noise that a scheme or method draws."""
+    # Editing.
+    method: MethodName = "two_branch"
+    """A name of `METHODS`."""
+    guidance_scale: float = 1.0
+    """Of the target prompt; inversion runs without guidance."""
+    true_cfg_scale: float = 1.0
+    """α of a network that takes `guidance_scale` as an input (FLUX.1-dev)."""
+    source_guidance_scale: float = 1.0
+    """Of the source prompt where a method asks for it while editing."""
+    compensate: Compensate = "source"
+    """Whether the correction that returns the source reaches the source's row or every row."""
+    adaln_ratio: float = 1.0
+    """Over this share of the steps, unchanged words keep the source's text features."""
+    attention_ratio: float = 0.15
+    """Over this share of the steps, the source's attention features are injected."""
+    inject: Inject = "image"
+    """Whose attention features: those of the image tokens, or of the text tokens too."""
+    features: tuple[Feature, ...] = ("value",)
+    first_site: float = 0.0
+    """Features are injected behind this share of the network's attentions."""
+    source_features: Literal["recompute", "inversion"] = "recompute"
+    """Whether the source's row runs beside the target's while its features are needed, or they are
+    kept from the inversion."""
+    keep_features: Literal["memory", "cpu", "disk"] = "memory"
+    """Where: on the device, in main memory, or in a temporary folder."""
+    mask_threshold: float | None = None
+    """Above 0, a mask is derived from where the prompts disagree: cells whose disagreement is
+    below this share of the largest return to the source. A mask that is given goes before it."""
+    eta: float = 0.8
+    """How much of the prompt's own way is kept (DNAEdit), or how strongly the image draws
+    (RF-Inversion)."""
+    eta_ratio: float = 0.25
+    """The share of the steps in which the image draws (RF-Inversion)."""
+    omega: float = 5.0
+    """How far UniEdit goes beyond the target's velocity, away from the source's."""
+    n_avg: int = 1
+    """Draws of noise that FlowEdit averages over in a step."""
+    n_min: int = 0
+    """FlowEdit's last steps that are plain sampling."""
+
+    def override(self, settings: dict[str, Any]) -> Preset:
+        """This preset with some fields replaced; a value of None leaves a field alone.
+
+        Raises:
+            InputError: there is no such field, its value is out of range, or the scheme and the
+                method do not use it.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        for name in settings:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; there are: {', '.join(sorted(known))}")
+        given = {name: value for name, value in settings.items() if value is not None}
+        changed = dataclasses.replace(self, **given)
+        changed.check()
+        changed.check_used(given)
+        return changed
+
+    def inverted_as(self, other: Preset) -> Preset:
+        """This preset's editing after another's inversion."""
+        return dataclasses.replace(
+            self, **{name: getattr(other, name) for name in INVERSION_SETTINGS}
+        )
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            InputError: names the first field that is out of range, and its range.
+        """
+        for name, least in (("num_inference_steps", 1), ("iterations", 0), ("tolerance", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
+        for name, least in (("n_avg", 1), ("n_min", 0), ("noise_seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
+        for name in ("guidance_scale", "true_cfg_scale", "source_guidance_scale", "omega"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; a finite number")
+        for name in RATIOS:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")
+        if int(self.strength * self.num_inference_steps + 1e-9) < 1:
+            raise InputError(
+                f"strength {self.strength} of {self.num_inference_steps} steps leaves none: "
+                "raise one of them"
+            )
+        if self.average and self.stop_at_query:
+            raise InputError("average and stop_at_query exclude each other: choose one")
+        _check_choice("compensate", self.compensate, get_args(Compensate))
+        _check_choice("inject", self.inject, get_args(Inject))
+        _check_choice("scheme", self.scheme, get_args(SchemeName))
+        _check_choice("method", self.method, get_args(MethodName))
+        _check_choice("time", self.time, ("noisier", "cleaner"))
+        _check_choice("inversion_prompt", self.inversion_prompt, ("source", "empty"))
+        _check_choice("source_features", self.source_features, ("recompute", "inversion"))
+        _check_choice("keep_features", self.keep_features, ("memory", "cpu", "disk"))
+        for feature in self.features:
+            _check_choice("features", feature, get_args(Feature))
+
+    def check_used(self, names: Sequence[str] | dict[str, Any]) -> None:
+        """Refuse settings that would have no effect.
+
+        Raises:
+            InputError: neither scheme nor method reads one of these fields.
+        """
+        special = {*sum(SCHEME_FIELDS.values(), ()), *sum(METHOD_FIELDS.values(), ())}
+        used = {*SCHEME_FIELDS.get(self.scheme, ()), *METHOD_FIELDS[self.method]}
+        for name in names:
+            if name in special - used:
+                raise InputError(
+                    f"{name} has no effect on the scheme {self.scheme} with the method "
+                    f"{self.method}: leave it out"
+                )
+
+
+RATIOS = (
+    "strength",
+    "adaln_ratio",
+    "attention_ratio",
+    "first_site",
+    "mask_threshold",
+    "gamma",
+    "eta",
+    "eta_ratio",
+)
+"""Fields from 0 to 1."""
+INVERSION_SETTINGS = (
+    "num_inference_steps",
+    "grid",
+    "strength",
+    "scheme",
+    "inversion_prompt",
+    "iterations",
+    "tolerance",
+    "average",
+    "warm_start",
+    "stop_at_query",
+    "time",
+    "gamma",
+    "noise_seed",
+)
+"""The fields of a preset that are settled once an image has been inverted."""
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; one of: {', '.join(choices)}")

@@ -1,0 +1,74 @@
+"""Classifier-free guidance as a velocity field, and where a guidance scale goes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from rectiflow.models.base import FlowModel
+from rectiflow.models.prompts import Conditioning
+
+
+class GuidedVelocity:
+    """A model's field under classifier-free guidance, `α v(x, t | c) + (1 - α) v(x, t | ∅)`.
+
+    At α = 1 this is the conditional field, one network sample per row. Otherwise both halves go
+    through the network in one batch, [negative, prompt].
+
+    Args:
+        model: The network.
+        cond: A prompt per row, or one for all.
+        negative: What stands for ∅, likewise; the empty prompt if None. Not used at α = 1.
+        guidance_scale: With diffusers' meaning: α, or, where the network takes the guidance as an
+            input, that input.
+        true_cfg_scale: α of a network that takes the guidance as an input; another network takes
+            it in the place of `guidance_scale` unless it is 1.
+    """
+
+    def __init__(
+        self,
+        model: FlowModel,
+        cond: Conditioning,
+        negative: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        true_cfg_scale: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.cond, self.cfg_scale = guided(model, cond, guidance_scale, true_cfg_scale)
+        self.samples_per_row = 1 if self.cfg_scale == 1 else 2
+        self.negative: Conditioning | None = None
+        if self.samples_per_row == 2:
+            negative = model.encode_prompt("") if negative is None else negative
+            self.negative, _ = guided(model, negative, guidance_scale)
+
+    def __call__(self, x: Tensor, t: Tensor, step: int = 0) -> Tensor:
+        """The velocity at `x` [B, C, h, w]; the step's number is not used."""
+        cond = self.cond.rows(len(x))
+        if self.negative is None:
+            return self.model.velocity(x, t, cond)
+        both = Conditioning.cat([self.negative.rows(len(x)), cond])
+        unguided, prompted = self.model.velocity(torch.cat([x, x]), t, both).chunk(2)
+        return self.model.combine(unguided, prompted, self.cfg_scale)
+
+    def select(self, rows: Tensor) -> GuidedVelocity:
+        """The field of some rows, int64 [n], for schemes that finish with rows one by one."""
+        part = copy.copy(self)
+        part.cond = self.cond if len(self.cond) == 1 else self.cond[rows]
+        if self.negative is not None and len(self.negative) > 1:
+            part.negative = self.negative[rows]
+        return part
+
+
+def guided(
+    model: FlowModel, cond: Conditioning, guidance_scale: float, true_cfg_scale: float = 1.0
+) -> tuple[Conditioning, float]:
+    """Where a guidance scale goes: into the network's input, or into α.
+
+    Returns:
+        The prompts, with the network's guidance input if it has one, and α.
+    """
+    if model.guidance_embeds:
+        return cond.with_guidance(guidance_scale), true_cfg_scale
+    return cond, guidance_scale if true_cfg_scale == 1 else true_cfg_scale
