@@ -270,3 +270,26 @@ def test_a_quantised_network(source: Path, base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         ours, theirs = (m.velocity(x, 0.5, m.encode_prompt("a dog")) for m in (model, full))
     assert 0 < (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+def test_a_folder_saved_quantised(source: Path, tmp_path: Path) -> None:
+    """Eight-bit weights that only look like tensors of numbers: finite, hashed, computed with."""
+    from diffusers import SD3Transformer2DModel, TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    pipeline = tiny_sd3(t5=True)
+    pipeline.transformer = SD3Transformer2DModel.from_pretrained(
+        source,
+        subfolder="transformer",
+        dtype=torch.float32,
+        quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),
+    )
+    pipeline.save_pretrained(tmp_path)
+    write_metadata(METADATA, tmp_path)
+    model, full = load(tmp_path), load(source)
+    assert len({model.weight_hash, load(tmp_path).weight_hash, full.weight_hash}) == 2
+    x = torch.randn(1, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = (m.velocity(x, 0.5, m.encode_prompt("a dog")) for m in (model, full))
+    assert 0 < (ours - theirs).abs().max() < 0.05 * theirs.abs().max()

@@ -152,12 +152,23 @@ class Folder:
             raise InputError(
                 f"{name} is a {class_name}, which is not supported: use a {', '.join(families)}"
             )
-        if isinstance(source, Path):
+        place = source if isinstance(source, Path) else self._cached()
+        if place is not None:
             # transformers makes up a tokenizer where there are no files of one.
             for part, kind in config.items():
-                if isinstance(kind, list) and kind[0] and not (source / part).is_dir():
-                    raise InputError(f"{name} is incomplete: the folder {part} is missing")
+                if isinstance(kind, list) and kind[0] and not (place / part).is_dir():
+                    what = f"the folder {part} is missing"
+                    if isinstance(source, str):
+                        raise partly_cached(name, what)
+                    raise InputError(f"{name} is incomplete: {what}")
         return config
+
+    def _cached(self) -> Path | None:
+        """Where the hub's cache has this model, if it is all there is to load from."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(str(self.source), INDEX) if self.local else None
+        return Path(found).parent if isinstance(found, str) else None
 
     def _no_index(self, error: BaseException) -> InputError:
         if self.local:
