@@ -1,0 +1,77 @@
+"""Tokens on the positions of a text stream, and what to say when a prompt does not fit."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rectiflow.models.prompts import TokenSegment
+
+
+def segment(
+    name: str, tokenizer: Any, prompts: Sequence[str], start: int, length: int
+) -> TokenSegment:
+    """Tokenize as diffusers' pipelines do, and find for every token its piece of the prompt.
+
+    Args:
+        name: What to call the segment.
+        tokenizer: Of transformers, a fast one.
+        prompts: To be tokenized.
+        start: The segment's first position in the text stream.
+        length: The number of its positions; longer prompts are cut, shorter ones padded.
+    """
+    ids, words, pad_mask, cut = [], [], [], []
+    for prompt in prompts:
+        tokens = tokenizer(
+            prompt,
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )
+        pieces, end = [], 0
+        for first, last in tokens.offset_mapping:
+            pieces.append(prompt[max(first, end) : last].strip())
+            end = max(end, last)
+        untruncated = tokenizer(prompt, verbose=False).input_ids
+        ids.append(list(tokens.input_ids))
+        words.append(pieces)
+        pad_mask.append([not attended for attended in tokens.attention_mask])
+        cut.append(prompt[end:].strip() if len(untruncated) > length else "")
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    special = frozenset(mark for mark in marks if mark is not None)  # not unk: it stands for text
+    return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)
+
+
+def warn_of_cuts(prompts: Sequence[str], segments: Sequence[TokenSegment]) -> None:
+    """Warn of each prompt that is too long for a tokenizer, and say what is left out.
+
+    To be called from an `encode_prompt` under `torch.no_grad`: it is its caller that is named.
+    """
+    for part in segments:
+        for prompt, cut in zip(prompts, part.cut, strict=True):
+            if cut:
+                warnings.warn(
+                    f"the prompt {_shorten(prompt)!r} is longer than the {part.length} "
+                    f"tokens {part.name} takes: {_shorten(cut)!r} is left out",
+                    stacklevel=4,  # past ourselves and torch.no_grad's wrapper
+                )
+
+
+@contextmanager
+def quiet(pipeline: Any) -> Iterator[None]:
+    """Keep a pipeline from logging for each of its tokenizers what `warn_of_cuts` has said."""
+    logger = logging.getLogger(type(pipeline).__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _shorten(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
