@@ -5,25 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.flux import FluxModel
 from rectiflow.models.folder import INDEX, Folder
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.lora import add_loras
+from rectiflow.models.memory import Offload, explanation
 from rectiflow.models.sd3 import SD3Model
 from rectiflow.models.single_file import check_suffix, open_single_file
 from rectiflow.models.weights import check_finite
 
-FAMILIES: dict[str, type[FlowModel]] = {"StableDiffusion3Pipeline": SD3Model}
+FAMILIES: dict[str, type[FlowModel]] = {
+    "StableDiffusion3Pipeline": SD3Model,
+    "FluxPipeline": FluxModel,
+}
 """The diffusers pipelines that are understood, and what understands them."""
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-
-Offload = Literal["none", "model", "sequential"]
 
 
 def embedded_models() -> list[str]:
@@ -133,10 +136,7 @@ def _place(model: FlowModel, device: torch.device, offload: Offload | None) -> N
         else:
             model.pipeline.to(device)
     except torch.OutOfMemoryError as error:
-        raise WorkError(
-            f"{model.name} does not fit into the memory of {device}: use dtype=torch.bfloat16 or "
-            "offload='model'"
-        ) from error
+        raise WorkError(explanation(model, device)) from error
 
 
 def _open(
