@@ -17,7 +17,7 @@ from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.lora import add_loras
 from rectiflow.models.memory import Offload, explanation
 from rectiflow.models.sd3 import SD3Model
-from rectiflow.models.single_file import check_suffix, open_single_file
+from rectiflow.models.single_file import SUFFIXES, check_suffix, open_single_file
 from rectiflow.models.weights import check_finite
 
 FAMILIES: dict[str, type[FlowModel]] = {
@@ -101,6 +101,8 @@ def _resolve(name_or_folder: str | Path) -> tuple[Path | str, str]:
     if folder.is_file():
         check_suffix(folder)
         return folder, text
+    if folder.suffix.lower() in SUFFIXES:
+        raise InputError(f"there is no file {text}")
     if isinstance(name_or_folder, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return text, text
     if re.search(r"^[.~]|[/\\]", text):

@@ -57,16 +57,21 @@ def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for module_name, module in sorted(modules.items()):
         for name, weight in sorted(module.state_dict().items()):
             if isinstance(weight, Tensor):  # quantised layers keep notes beside their weights
-                yield from _stored(f"{module_name}.{name}", weight)
+                yield from stored_tensors(f"{module_name}.{name}", weight)
 
 
-def _stored(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A weight; of a quantised one, which only looks like a tensor, the tensors it is kept in."""
+def stored_tensors(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A weight by name; of a quantised one, which only looks like a tensor, what it is kept in.
+
+    Args:
+        name: What to call it; parts are named after it.
+        weight: A parameter or buffer.
+    """
     if not is_traceable_wrapper_subclass(weight):
         yield name, weight
         return
     for part in sorted(weight.__tensor_flatten__()[0]):
-        yield from _stored(f"{name}.{part}", getattr(weight, part))
+        yield from stored_tensors(f"{name}.{part}", getattr(weight, part))
 
 
 def _adapter_scales(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, float]]:
