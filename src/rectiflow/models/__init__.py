@@ -14,6 +14,7 @@ from rectiflow.models.images import Restore, SizePolicy, fit, load_image, to_pil
 from rectiflow.models.load import FAMILIES, embedded_models, load
 from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
+from rectiflow.models.qwen_image import QwenImageModel
 from rectiflow.models.sd3 import SD3Model
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FluxModel",
     "GuidedVelocity",
     "Metadata",
+    "QwenImageModel",
     "Restore",
     "SD3Model",
     "SizePolicy",

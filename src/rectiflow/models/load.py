@@ -16,6 +16,7 @@ from rectiflow.models.folder import INDEX, Folder
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.lora import add_loras
 from rectiflow.models.memory import Offload, explanation
+from rectiflow.models.qwen_image import QwenImageModel
 from rectiflow.models.sd3 import SD3Model
 from rectiflow.models.single_file import SUFFIXES, check_suffix, open_single_file
 from rectiflow.models.weights import check_finite
@@ -23,6 +24,7 @@ from rectiflow.models.weights import check_finite
 FAMILIES: dict[str, type[FlowModel]] = {
     "StableDiffusion3Pipeline": SD3Model,
     "FluxPipeline": FluxModel,
+    "QwenImagePipeline": QwenImageModel,
 }
 """The diffusers pipelines that are understood, and what understands them."""
 
