@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,16 +21,41 @@ if TYPE_CHECKING:
     from rectiflow.steer import EditResult
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One edit, from its inputs to its folder."""
+
+    image: Path | None
+    """A picture, or an inversion saved before; None to edit what `seed` generates."""
+    seed: int | None
+    source_prompt: str | None
+    prompts: list[str]
+    negative: str | None
+    mask: Path | None
+    output: Path
+    preset: Preset
+    preset_name: str | None
+    """As it was asked for."""
+    named: list[str]
+    """The fields of the preset that were set one by one."""
+
+    @property
+    def reused(self) -> bool:
+        """Whether the image is an inversion."""
+        return self.image is not None and self.image.suffix == ".safetensors"
+
+
 def edit(
     context: typer.Context,
     to: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--to",
             metavar="PROMPT",
             help="What the image should show instead; repeat for more edits.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     image: Annotated[
         Path | None,
         typer.Argument(help="An image of any size, or an inversion saved by `rectiflow invert`."),
@@ -51,17 +77,36 @@ def edit(
             show_default=False,
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch",
+            metavar="FILE.csv",
+            help="Edit many: a row each of image,from,to[,negative,mask,seed,preset,output]. "
+            "The same command again goes on where it stopped.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the pictures and the report.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the pictures and the report; of --batch, for a "
+            "folder each and the results.",
+        ),
     ] = Path("out"),
     seed: options.Seed = None,
     model: options.ModelName = options.DEFAULT_MODEL,
+    base: options.Base = None,
+    lora: options.Lora = None,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     settings: options.Settings = None,
     device: options.Device = None,
     dtype: options.NetworkDtype = options.Dtype.float32,
+    offload: options.Offload = options.OffloadTo.none,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit an image by changing its prompt.
@@ -71,51 +116,117 @@ def edit(
     from --from is edited.
     """
     with session(as_json) as terminal:
-        chosen, named = options.preset_of(preset, settings, steps=steps, guidance=guidance)
-        if (image is None) == (seed is None):
-            raise InputError("give an image or --seed, one of the two")
-        if seed is not None and not source_prompt:
-            raise InputError('--seed needs --from "...": what should be generated and then edited?')
-        _check_kept(output, len(to), image, mask)
-        reused = image is not None and image.suffix == ".safetensors"
-        picture = _read(image, mask) if image is not None and not reused else None
+
+        def choose(name: str | None) -> tuple[Preset, list[str]]:
+            return options.preset_of(name, settings, steps=steps, guidance=guidance)
+
+        def loaded() -> FlowModel:
+            return options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
+
+        parts = functools.partial(options.parts_of, model, base, lora)
+        if table is not None:
+            given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
+                     "--mask": mask, "--seed": seed}  # fmt: skip
+            _check_alone(given)
+            from rectiflow.app.batch import run_batch
+
+            run_batch(table, output, choose, preset, loaded, parts, terminal)
+            return
+        if not to:
+            raise InputError('give --to "...": what should the image show instead?')
+        chosen, named = choose(preset)
+        job = Job(
+            image, seed, source_prompt, to, negative, mask, output, chosen, preset, named
+        )  # fmt: skip
+        check(job)
+        picture = read(job)
         options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
-        source: Image.Image | Inversion | None = picture
-        replaced: dict[str, Any] = {}
-        if image is not None and reused:
-            from rectiflow.invert import Inversion
-
-            source = Inversion.load(image, loaded)
-            # What was set one by one must not contradict the inversion; the rest is its own.
-            replaced = {name: getattr(chosen, name) for name in named}
-            chosen = source.preset if preset is None else chosen
-        result, exact, plain = run(
-            loaded,
-            source,
-            chosen,
-            terminal=terminal,
-            prompts=to,
-            source_prompt=source_prompt,
-            negative_prompt=negative,
-            mask=mask,
-            seed=seed,
-            **replaced,
-        )
-        origin = None if image is None else (image, picture)
-        made = results.about(loaded, result, negative, origin, mask, preset)
-        images = results.write_pictures(output, result, exact, made)
-        report = result.edit_report(
-            reconstruction=(exact, plain),
-            command=command_line(context),
-            environment=record.environment(loaded),
-        )
-        report = dataclasses.replace(report, warnings=terminal.warnings)
-        from rectiflow.report import write_edit_report
-
-        write_edit_report(report, output / "report.html")
-        data = results.as_data(result, exact, plain, made, images, terminal.warnings)
+        network = loaded()
+        _, data = perform(network, job, picture, parts(), command_line(context), terminal)
         terminal.result(data, results.summary(data, output))
+
+
+def _check_alone(given: dict[str, object]) -> None:
+    """Refuse what a table of edits says for each."""
+    named = [name for name, value in given.items() if value not in (None, [])]
+    if named:
+        raise InputError(
+            f"--batch takes images, prompts, masks and seeds from its file: leave out "
+            f"{', '.join(named)}"
+        )
+
+
+def check(job: Job) -> None:
+    """Refuse a job that cannot be, before any work.
+
+    Raises:
+        InputError: says what to give.
+    """
+    if (job.image is None) == (job.seed is None):
+        raise InputError("give an image or --seed, one of the two")
+    if job.seed is not None and not job.source_prompt:
+        raise InputError('--seed needs --from "...": what should be generated and then edited?')
+    _check_kept(job.output, len(job.prompts), job.image, job.mask)
+
+
+def perform(
+    model: FlowModel,
+    job: Job,
+    picture: Image.Image | None,
+    parts: dict[str, Any],
+    command: str,
+    terminal: Session,
+    inversion: Inversion | None = None,
+) -> tuple[EditResult, dict[str, Any]]:
+    """Do an edit and write all of it to its folder.
+
+    Args:
+        model: the network.
+        job: what to do.
+        picture: of the image, from `read`.
+        parts: what the model is made of, from `options.parts_of`.
+        command: what the report says it was made by.
+        terminal: for warnings.
+        inversion: of the same source under the same prompt and preset, to be used again.
+
+    Returns:
+        The result, and its JSON.
+    """
+    source: Image.Image | Inversion | None = inversion or picture
+    chosen, seed, replaced = job.preset, job.seed, {}
+    if job.reused and inversion is None:
+        from rectiflow.invert import Inversion as Saved
+
+        assert job.image is not None
+        source = Saved.load(job.image, model)
+        # What was set one by one must not contradict the inversion; the rest is its own.
+        replaced = {name: getattr(chosen, name) for name in job.named}
+        chosen = source.preset if job.preset_name is None else chosen
+    result, exact, plain = run(
+        model,
+        source,
+        chosen,
+        terminal=terminal,
+        prompts=job.prompts,
+        source_prompt=job.source_prompt,
+        negative_prompt=job.negative,
+        mask=job.mask,
+        seed=None if inversion is not None else seed,
+        **replaced,
+    )
+    if inversion is not None and picture is not None:
+        result = dataclasses.replace(result, source=picture)
+    origin = None if job.image is None else (job.image, picture)
+    made = results.about(model, result, job.negative, origin, job.mask, job.preset_name) | parts
+    images = results.write_pictures(job.output, result, exact, made)
+    report = result.edit_report(
+        reconstruction=(exact, plain), command=command, environment=record.environment(model)
+    )
+    report = dataclasses.replace(report, warnings=terminal.warnings)
+    from rectiflow.report import write_edit_report
+
+    write_edit_report(report, job.output / "report.html")
+    return result, results.as_data(result, exact, plain, made, images, terminal.warnings)
 
 
 def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
@@ -127,16 +238,22 @@ def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
             raise InputError(f"{file} would be overwritten: choose another folder with -o")
 
 
-def _read(image: Path, mask: Path | None) -> Image.Image:
-    """The picture, and a look at the mask before an hour has been spent on inverting."""
+def read(job: Job) -> Image.Image | None:
+    """The picture, and a look at the mask before an hour has been spent on inverting.
+
+    Raises:
+        InputError: one of them cannot be read, or they do not fit.
+    """
     from rectiflow.models.images import load_image
 
-    picture = load_image(image)
-    if mask is not None:
-        drawn = load_image(mask)
+    if job.image is None or job.reused:
+        return None
+    picture = load_image(job.image)
+    if job.mask is not None:
+        drawn = load_image(job.mask)
         if drawn.size != picture.size:
             raise InputError(
-                f"the mask {mask} is {drawn.width} × {drawn.height} and the image "
+                f"the mask {job.mask} is {drawn.width} × {drawn.height} and the image "
                 f"{picture.width} × {picture.height}: they must be of one size"
             )
     return picture
@@ -152,8 +269,13 @@ def run(
 ) -> tuple[EditResult, Reconstruction, Reconstruction]:
     """An edit and the source's reconstruction with and without compensation, with progress."""
     import rectiflow
+    from rectiflow.models.memory import out_of_memory_explained
 
-    with evaluations(model, "inverting") as bar, warnings.catch_warnings():
+    with (
+        evaluations(model, "inverting") as bar,
+        warnings.catch_warnings(),
+        out_of_memory_explained(model),
+    ):
         warnings.simplefilter("ignore")  # the result has them all, in full
 
         def show(step: int, *_: object) -> None:

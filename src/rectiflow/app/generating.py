@@ -42,6 +42,9 @@ def generate(
     model: options.ModelName = options.DEFAULT_MODEL,
     device: options.Device = None,
     dtype: options.NetworkDtype = options.Dtype.float32,
+    offload: options.Offload = options.OffloadTo.none,
+    base: options.Base = None,
+    lora: options.Lora = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Generate pictures from a prompt.
@@ -57,27 +60,34 @@ def generate(
             options.output_file(output, ".png")
         else:
             options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
+        loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
         if guidance is None:
             guidance = loaded.default_guidance_scale
         if negative and guidance == 1:
             terminal.warn("the negative prompt has no effect at guidance 1")
-        about = record.of_model(loaded) | {
-            "command": "generate",
-            "prompt": prompt,
-            "negative_prompt": negative,
-            "num_inference_steps": loaded.default_num_inference_steps if steps is None else steps,
-            "guidance_scale": guidance,
-            "grid": "shifted",
-            "method": solver,
-            "height": loaded.default_size if height is None else height,
-            "width": loaded.default_size if width is None else width,
-        }
+        about = (
+            record.of_model(loaded)
+            | options.parts_of(model, base, lora)
+            | {
+                "command": "generate",
+                "prompt": prompt,
+                "negative_prompt": negative,
+                "num_inference_steps": loaded.default_num_inference_steps
+                if steps is None
+                else steps,
+                "guidance_scale": guidance,
+                "grid": "shifted",
+                "method": solver,
+                "height": loaded.default_size if height is None else height,
+                "width": loaded.default_size if width is None else width,
+            }
+        )
+        from rectiflow.models.memory import out_of_memory_explained
         from rectiflow.report import save_png
 
         started, nfe = time.perf_counter(), 0
         images: list[dict[str, Any]] = []
-        with evaluations(loaded, "generating") as bar:
+        with evaluations(loaded, "generating") as bar, out_of_memory_explained(loaded):
             for number in range(count):
                 bar.set_description(f"generating {number + 1} of {count}")
                 made = about | {"seed": seed + number}

@@ -26,6 +26,9 @@ def invert(
     settings: options.Settings = None,
     device: options.Device = None,
     dtype: options.NetworkDtype = options.Dtype.float32,
+    offload: options.Offload = options.OffloadTo.none,
+    base: options.Base = None,
+    lora: options.Lora = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the noise an image would be generated from.
@@ -39,10 +42,11 @@ def invert(
         chosen, _ = options.preset_of(preset, settings, steps=steps)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
-        loaded = options.load_model(model, dtype, device)
+        loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
         import rectiflow
+        from rectiflow.models.memory import out_of_memory_explained
 
-        with evaluations(loaded, "inverting"):
+        with evaluations(loaded, "inverting"), out_of_memory_explained(loaded):
             inversion = rectiflow.invert(loaded, picture, prompt, preset=chosen)
         inversion.save(output)
         about = inversion_data(inversion)

@@ -29,6 +29,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class OffloadTo(StrEnum):
+    """How weights that wait for their turn are kept."""
+
+    none = "none"
+    model = "model"
+    sequential = "sequential"
+
+
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON alone on stdout; all else goes to stderr.")
 ]
@@ -37,8 +45,29 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="An embedded model, a diffusers folder, or a hub id such as "
-        "stabilityai/stable-diffusion-3.5-medium.",
+        help="An embedded model, a diffusers folder, a .safetensors or .gguf file, or a hub id "
+        "such as stabilityai/stable-diffusion-3.5-medium.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="What gives the parts that a model in one file does not have.",
+        show_default=False,
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE_OR_ID[@SCALE]", help="A LoRA to add; repeatable.", show_default=False
+    ),
+]
+Offload = Annotated[
+    OffloadTo,
+    typer.Option(
+        help="Keep weights in main memory, and bring to the accelerator one model at a time or "
+        "layer after layer: slower, for little memory."
     ),
 ]
 Device = Annotated[
@@ -66,13 +95,55 @@ Settings = Annotated[
 ]
 
 
-def load_model(name: str, dtype: Dtype, device: str | None) -> FlowModel:
+def load_model(
+    name: str,
+    dtype: Dtype,
+    device: str | None,
+    *,
+    offload: OffloadTo = OffloadTo.none,
+    base: str | None = None,
+    lora: list[str] | None = None,
+) -> FlowModel:
     """The model that the options name."""
     import torch
 
     from rectiflow.models.load import load
 
-    return load(name, dtype=getattr(torch, dtype.value), device=device)
+    return load(
+        name,
+        dtype=getattr(torch, dtype.value),
+        device=device,
+        offload=offload.value,
+        base=base,
+        lora=lora or (),
+    )
+
+
+def parts_of(name: str, base: str | None, lora: list[str] | None) -> dict[str, Any]:
+    """What a record has to say of a model beyond a name: files, base and LoRAs, from anywhere.
+
+    Args:
+        name: of the model; kept where it is a file.
+        base: as `load_model` was given it.
+        lora: likewise.
+    """
+    from rectiflow.models.lora import Lora as Parsed
+
+    found: dict[str, Any] = {}
+    if Path(name).expanduser().is_file():
+        found["model"] = _from_anywhere(name)
+    if base is not None:
+        found["base"] = _from_anywhere(base)
+    if lora:
+        parsed = [Parsed.parse(text) for text in lora]
+        found["lora"] = [f"{_from_anywhere(one.source)}@{one.scale!r}" for one in parsed]
+    return found
+
+
+def _from_anywhere(name: str) -> str:
+    """A path that is there as an absolute one; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def preset_of(
