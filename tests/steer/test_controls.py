@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rectiflow.invert import get_preset
+from rectiflow.invert.features import active_steps, attention_points, text_points
 from rectiflow.models import SD3Model
 from rectiflow.models.base import Conditioning
+from rectiflow.models.taps import Point, every_point, tapped
 from rectiflow.steer import AdaLNReplacement, AttentionInjection, align, controlled
-from rectiflow.steer.controls import Control, Rows, active_steps
+from rectiflow.steer.controls import Control, Rows
 from tests.steer.reference import reference_velocity
 from tests.tiny import tiny_model
 
@@ -46,9 +50,17 @@ def token_maps(model: SD3Model) -> Tensor:
     return align(model, SOURCE, TARGET).token_map[None]
 
 
+def adaln(model: SD3Model, maps: Tensor, steps: int = 1) -> AdaLNReplacement:
+    return AdaLNReplacement(maps, steps, text_points(model))
+
+
+def injection(model: SD3Model, steps: int = 1, **chosen: Any) -> AttentionInjection:
+    return AttentionInjection(steps, attention_points(model, get_preset("ftedit", **chosen)))
+
+
 def everything(model: SD3Model, steps: int = 5) -> list[Control]:
-    injection = AttentionInjection(steps, "all", ("query", "key", "value"))
-    return [AdaLNReplacement(token_maps(model), steps), injection]
+    attention = injection(model, steps, features=("query", "key", "value"))
+    return [adaln(model, token_maps(model), steps), attention]
 
 
 def plain(model: SD3Model) -> Tensor:
@@ -94,7 +106,7 @@ def test_the_reference_is_the_network(model: SD3Model) -> None:
 def test_adaln_replacement(model: SD3Model) -> None:
     x, cond = batch(model)
     expected = reference_velocity(model, x, T, cond, text=copied(model))
-    result = under(model, AdaLNReplacement(token_maps(model), 1))
+    result = under(model, adaln(model, token_maps(model)))
     torch.testing.assert_close(result, expected)
     assert (result[3] - plain(model)[3]).abs().max() > 1e-3
 
@@ -110,7 +122,7 @@ def test_attention_injection(model: SD3Model, inject: Any, features: tuple[Any, 
 
     x, cond = batch(model)
     expected = reference_velocity(model, x, T, cond, projected=projected)
-    result = under(model, AttentionInjection(1, inject, features))
+    result = under(model, injection(model, inject=inject, features=features))
     torch.testing.assert_close(result, expected)
     assert (result[3] - plain(model)[3]).abs().max() > 1e-4
 
@@ -140,12 +152,12 @@ def test_several_targets_of_several_sources(sd3: SD3Model) -> None:
     x, cond = torch.randn(5, 4, 8, 8), sd3.encode_prompt(prompts)
     pairs = [(0, 2), (4, 2), (3, 1)]
     maps = torch.stack([align(sd3, prompts[s], prompts[t]).token_map for t, s in pairs])
-    controls = [AdaLNReplacement(maps, 1), AttentionInjection(1)]
+    controls = [adaln(sd3, maps), injection(sd3, inject="image")]
     rows = Rows(targets=(0, 3, 4), sources=(2, 1, 2), pairs=(0, 2, 1))
     with controlled(sd3, controls) as network:
         together = network.velocity(x, torch.tensor(T), cond, 0, rows)
     for pair, (target, source) in enumerate(pairs):
-        own = [AdaLNReplacement(maps[[pair]], 1), AttentionInjection(1)]
+        own = [adaln(sd3, maps[[pair]]), injection(sd3, inject="image")]
         with controlled(sd3, own) as network:
             some = [source, target]
             alone = network.velocity(
@@ -179,12 +191,16 @@ def test_without_controls_nothing_changes_before_inside_and_after(model: SD3Mode
 
 def test_where_hooks_are(model: SD3Model) -> None:
     blocks = len(model.network.transformer_blocks)
-    with controlled(model, [AttentionInjection(1, "all", ("value", "key"))]):
-        places = hooks(model)
-    names = ("attn", "attn.to_v", "attn.to_k", "attn.add_v_proj", "attn.add_k_proj")
-    expected = {f"transformer_blocks.{i}.{name}": 1 for i in range(blocks - 1) for name in names}
-    assert places == expected
-    with controlled(model, [AdaLNReplacement(token_maps(model), 1)]):
+    names = ("to_v", "to_k", "add_v_proj", "add_k_proj")
+    for first, begin in ((0.0, 0), (0.5, (blocks - 1) // 2)):
+        with controlled(model, [injection(model, features=("value", "key"), first_site=first)]):
+            places = hooks(model)
+        assert places == {
+            f"transformer_blocks.{i}.attn.{name}": 1
+            for i in range(begin, blocks - 1)
+            for name in names
+        }
+    with controlled(model, [adaln(model, token_maps(model))]):
         places = hooks(model)
     assert places == {f"transformer_blocks.{i}.attn": 1 for i in range(blocks - 1)}
     with controlled(model, []):
@@ -206,24 +222,64 @@ def test_hooks_of_others_stay(sd3: SD3Model) -> None:
 
 @torch.no_grad()
 def test_a_rule_of_ones_own_sees_every_hook_point(sd3: SD3Model) -> None:
-    """Any control may ask for attention features, not only those that are there."""
-    seen: list[tuple[str, str]] = []
+    """A control may ask for any feature, not only for those that the ready-made ones take."""
+    seen: list[Point] = []
+    x, _ = batch(sd3)
+    tokens = {"text": sd3.encode_prompt("").embeds.shape[1], "image": x[0, 0].numel() // 4}
+    kinds: list[tuple[Any, Any]] = [("text", "text"), ("key", "text"), ("query", "image")]
+    wanted = every_point(sd3, kinds)
 
     class Watcher:
         steps = 1
-        features = ("key", "value")
+        points = wanted
 
-        def text(self, features: Tensor, rows: Rows) -> Tensor:
-            seen.append(("text", "text"))
-            return features
-
-        def projected(self, features: Tensor, rows: Rows, kind: str, stream: str) -> Tensor:
-            seen.append((kind, stream))
-            return features
+        def replace(
+            self, point: Point, target: Tensor, source: Tensor, pairs: Sequence[int], step: int
+        ) -> Tensor:
+            assert target.shape == source.shape == (1, tokens[point.stream], 32)
+            assert tuple(pairs) == (0,) and step == 0
+            seen.append(point)
+            return target
 
     assert torch.equal(under(sd3, Watcher()), plain(sd3))
-    points = {("text", "text")} | {(k, s) for k in ("key", "value") for s in ("image", "text")}
-    assert set(seen) == points and len(seen) == 2 * len(points)
+    assert len(seen) == len(set(seen)) == 6 and set(seen) == set(wanted)
+
+
+@torch.no_grad()
+def test_kept_features_take_the_place_of_the_sources_row(model: SD3Model) -> None:
+    """What was read of the source in another batch steers a target that is alone."""
+    x, cond = batch(model)
+    controls = everything(model)
+    points = [point for control in controls for point in control.points]
+    kept: dict[Point, Tensor] = {}
+    with tapped(model, points) as network:
+        network.velocity(x[2:3], torch.tensor(T), cond[[2]], lambda p, f: kept.setdefault(p, f))
+    assert set(kept) == set(points)
+    rows = Rows(targets=(0,), sources=(), pairs=(0,))
+    with controlled(model, controls) as network:
+        assert network.points(0) == set(points) and not network.points(5)
+        alone = network.velocity(x[3:], torch.tensor(T), cond[[3]], 0, rows, kept.__getitem__)
+    torch.testing.assert_close(alone[0], under(model, *controls)[3], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_each_word_is_held_until_its_own_step(model: SD3Model) -> None:
+    x, cond = batch(model)
+    maps = token_maps(model)
+    until = torch.arange(maps.shape[1])[None] % 4
+    control = AdaLNReplacement(maps, 3, text_points(model), until)
+    for step in range(3):
+
+        def text(features: Tensor, step: int = step) -> Tensor:
+            result = features.clone()
+            for position, source in enumerate(maps[0].tolist()):
+                if source != -1 and step < position % 4:
+                    result[3, position] = features[2, source]
+            return result
+
+        expected = reference_velocity(model, x, T, cond, text=text)
+        torch.testing.assert_close(under(model, control, step=step), expected)
+    assert torch.equal(under(model, control, step=3), plain(model))
 
 
 @torch.no_grad()

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from rectiflow.flow.solver import integrate
 from rectiflow.invert import Preset, get_preset
+from rectiflow.invert.features import text_points
 from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.invert.result import InversionResult
 from rectiflow.models import SD3Model
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.steer import AdaLNReplacement, EditTask, align, controlled, edit_latents
 from rectiflow.steer.controls import Rows
-from rectiflow.steer.editing import DerivedMask, Edited, latent_mask
+from rectiflow.steer.masks import DerivedMask, latent_mask
+from rectiflow.steer.task import Edited
 from tests.tiny import tiny_model
 
 STEPS = 6
@@ -53,7 +56,7 @@ def trajectory(model: SD3Model) -> Tensor:
     grid = grid_for(model, preset, latents)
     with torch.no_grad():
         velocity = GuidedVelocity(model, model.encode_prompt(SOURCES))
-        return invert_latents(velocity, latents, grid, preset)[0]
+        return invert_latents(velocity, latents, grid, preset).trajectory
 
 
 def task(
@@ -66,7 +69,7 @@ def task(
     pairs = zip(targets, owners, strict=True)
     maps = [align(model, sources[owner], target).token_map for target, owner in pairs]
     return EditTask(
-        trajectory=trajectory,
+        path=InversionResult.unsolved([*trajectory.flip(0)]),
         grid=grid_for(model, settings(), trajectory[0]),
         source=model.encode_prompt(sources),
         target=model.encode_prompt(targets),
@@ -113,7 +116,8 @@ def reference(model: SD3Model, work: EditTask, preset: Preset, target: int) -> T
     source = work.trajectory[0, [owner]]
     x = source
     steps = len(work.grid) - 1
-    replaced = AdaLNReplacement(work.token_maps[[target]], int(preset.adaln_ratio * steps + 1e-9))
+    until = int(preset.adaln_ratio * steps + 1e-9)
+    replaced = AdaLNReplacement(work.token_maps[[target]], until, text_points(model))
 
     def guided(conditional: Tensor, state: Tensor, t: Tensor) -> Tensor:
         assert work.negative is not None
@@ -268,7 +272,7 @@ def test_the_disagreement_is_between_the_states_of_the_same_moment(
     seen: list[float] = []
     monkeypatch.setattr(DerivedMask, "add", lambda self, heat: seen.append(float(heat.abs().max())))
     monkeypatch.setattr(DerivedMask, "mask", lambda self: torch.ones(1, 1, 8, 12))
-    monkeypatch.setattr("rectiflow.steer.editing.MASK_STEPS", 1.0)
+    monkeypatch.setattr("rectiflow.steer.masks.MASK_STEPS", 1.0)
     same = task(model, trajectory, targets=SOURCES, owners=(0, 1))
     edit_latents(model, same, settings(compensate="none", mask_threshold=0.5))
     assert len(seen) == STEPS and max(seen) < 1e-5

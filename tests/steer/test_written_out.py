@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from rectiflow.invert import Preset, get_preset
+from rectiflow.invert.features import active_steps, attention_points, text_points
+from rectiflow.invert.result import InversionResult
 from rectiflow.models import SD3Model
 from rectiflow.models.base import Conditioning
+from rectiflow.models.taps import Point
 from rectiflow.steer import (
     AdaLNReplacement,
     AttentionInjection,
@@ -20,7 +23,7 @@ from rectiflow.steer import (
     controlled,
     edit_latents,
 )
-from rectiflow.steer.controls import Rows, active_steps
+from rectiflow.steer.controls import Rows
 from tests.steer.reference import reference_velocity
 from tests.tiny import tiny_model
 
@@ -41,7 +44,11 @@ def token_maps(model: SD3Model) -> Tensor:
 
 
 def controls(model: SD3Model) -> list[AdaLNReplacement | AttentionInjection]:
-    return [AdaLNReplacement(token_maps(model), 2), AttentionInjection(2, "all")]
+    values = attention_points(model, get_preset("ftedit"))
+    return [
+        AdaLNReplacement(token_maps(model), 2, text_points(model)),
+        AttentionInjection(2, values),
+    ]
 
 
 def hooks(model: SD3Model) -> int:
@@ -52,7 +59,7 @@ def hooks(model: SD3Model) -> int:
 def work(model: SD3Model, **given: Any) -> EditTask:
     """From a path that no network made: compensation has all to do."""
     return EditTask(
-        trajectory=torch.randn(STEPS + 1, 1, 4, 8, 12),
+        path=InversionResult.unsolved([*torch.randn(STEPS + 1, 1, 4, 8, 12)]),
         grid=torch.tensor([0.0, 0.1, 0.3, 0.45, 0.8, 1.0]),
         source=model.encode_prompt(SOURCE),
         target=model.encode_prompt(TARGETS),
@@ -165,12 +172,12 @@ def test_an_edit_that_is_broken_off_leaves_no_hook(model: SD3Model) -> None:
 @torch.no_grad()
 def test_a_rule_that_gives_up_inside_the_network(model: SD3Model) -> None:
     class Failing(AttentionInjection):
-        def projected(self, *args: Any) -> Tensor:
+        def replace(self, *args: Any) -> Tensor:
             raise NotImplementedError
 
     x, cond = torch.randn(3, 4, 8, 8), model.encode_prompt([SOURCE, *TARGETS])
     before = model.velocity(x, T, cond)
-    with controlled(model, [*controls(model), Failing(2)]) as network:
+    with controlled(model, [*controls(model), Failing(2, text_points(model))]) as network:
         with pytest.raises(NotImplementedError):
             network.velocity(x, T, cond, 0, ROWS)
         assert torch.equal(model.velocity(x, T, cond), before)
@@ -181,17 +188,19 @@ def test_a_rule_that_gives_up_inside_the_network(model: SD3Model) -> None:
 def test_a_map_to_nothing_replaces_nothing(model: SD3Model) -> None:
     x, cond = torch.randn(3, 4, 8, 8), model.encode_prompt([SOURCE, *TARGETS])
     maps = torch.full_like(token_maps(model), -1)
-    with controlled(model, [AdaLNReplacement(maps, 1)]) as network:
+    with controlled(model, [AdaLNReplacement(maps, 1, text_points(model))]) as network:
         found = network.velocity(x, T, cond, 0, ROWS)
     assert torch.equal(found, model.velocity(x, T, cond))
 
 
 def test_rules_do_not_write_into_what_they_are_given() -> None:
-    features = torch.randn(3, 5, 8)
-    kept = features.clone()
-    AdaLNReplacement(torch.zeros(2, 5, dtype=torch.long), 1).text(features, ROWS)
-    AttentionInjection(1).projected(features, ROWS, "value", "image")
-    assert torch.equal(features, kept)
+    target, source = torch.randn(2, 2, 5, 8)
+    kept = target.clone(), source.clone()
+    maps = torch.zeros(2, 5, dtype=torch.long)
+    point = Point(0, "text")
+    AdaLNReplacement(maps, 1, [point]).replace(point, target, source, (0, 1), 0)
+    AttentionInjection(1, [point]).replace(point, target, source, (0, 1), 0)
+    assert torch.equal(target, kept[0]) and torch.equal(source, kept[1])
 
 
 def test_a_ratio_that_is_a_number_of_steps_is_that_number() -> None:
