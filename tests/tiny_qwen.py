@@ -124,10 +124,13 @@ def _network() -> QwenImageTransformer2DModel:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(4, 6, 6),
     )
-    # So that a mistake in time, text, mask or place shows: larger than they come.
+    # So that a mistake in time, text, mask or place shows: larger than they come. The embedding of
+    # time less so, since it makes a thousandfold of the rounding of σ, which diffusers' pipeline
+    # multiplies and divides by 1000.
     for name, weight in network.named_parameters():
         if weight.ndim == 2:
-            torch.nn.init.xavier_uniform_(weight, gain=1.5 if "_mod" in name else 1.2)
+            gain = 0.6 if name.startswith("time_text_embed") else 1.5 if "_mod" in name else 1.2
+            torch.nn.init.xavier_uniform_(weight, gain=gain)
         elif name.endswith("bias"):
             torch.nn.init.normal_(weight, std=0.1)
         else:
