@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,7 +147,7 @@ def edit(
         terminal.result(data, results.summary(data, output))
 
 
-def _check_alone(given: dict[str, object]) -> None:
+def _check_alone(given: Mapping[str, object]) -> None:
     """Refuse what a table of edits says for each."""
     named = [name for name, value in given.items() if value not in (None, [])]
     if named:

@@ -1,0 +1,235 @@
+"""``rectiflow edit --batch``: a table of edits, each row once, whatever happens in between.
+
+Every row is validated before any work. What is done is written down row by row in results.jsonl,
+with a hash of all that went into it; the same command again skips rows whose hash is there, so that
+a run that was killed goes on where it stopped, and a row that was changed is done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rectiflow.app import editing, options
+from rectiflow.app.batch_rows import Choose, Row, read_rows
+from rectiflow.app.console import Session, finite
+from rectiflow.errors import InputError, WorkError
+
+if TYPE_CHECKING:
+    from rectiflow.invert import Inversion
+    from rectiflow.models.base import FlowModel
+
+LOG, TABLE = "results.jsonl", "results.csv"
+SHOWN = ("row", "status", "output", "image", "from", "to", "nfe", "seconds", "psnr", "error")
+"""The columns of results.csv."""
+
+
+class Log:
+    """What is done: one JSON object a line in results.jsonl, and the same as a table beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries: dict[str, dict[str, Any]] = {}
+        """The last entry of each output."""
+        for entry in self._read():
+            self.entries[entry["output"]] = entry
+        # A line that was cut off by a kill goes, and what is added begins on a line of its own.
+        self._replace(LOG, "".join(_line(entry) for entry in self.entries.values()))
+
+    def done(self, row: Row, inputs: str) -> bool:
+        """Whether a row's result is there and made from the same inputs."""
+        entry = self.entries.get(row.name, {})
+        same = entry.get("status") == "done" and entry.get("inputs") == inputs
+        return same and (row.job.output / "report.html").is_file()
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write down an entry so that it survives whatever comes next."""
+        self.entries[entry["output"]] = entry
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+        self.write_table()
+
+    def write_table(self) -> None:
+        """Write results.csv anew."""
+        lines: list[list[Any]] = [list(SHOWN)]
+        lines += [[entry.get(name) for name in SHOWN] for entry in self.entries.values()]
+        temporary = self.folder / f".{TABLE}.tmp"
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(lines)
+        os.replace(temporary, self.folder / TABLE)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        file = self.folder / LOG
+        if not file.is_file():
+            return
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and isinstance(entry.get("output"), str):
+                yield entry
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.folder / name)
+
+
+def run_batch(
+    table: Path,
+    output: Path,
+    choose: Choose,
+    preset: str | None,
+    load: Callable[[], FlowModel],
+    parts: Callable[[], dict[str, Any]],
+    terminal: Session,
+) -> None:
+    """Do the rows of a table that are not done yet, with one model.
+
+    Args:
+        table: the CSV file.
+        output: folder for the results and the rows' folders.
+        choose: as for `read_rows`.
+        preset: as for `read_rows`.
+        load: gives the model.
+        parts: what the model is made of, for the records.
+        terminal: for warnings and the result.
+
+    Raises:
+        InputError: the table is wrong; nothing was done.
+        WorkError: some rows failed, the others are done.
+    """
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    rows = read_rows(table, output, choose, preset)
+    options.output_folder(output)
+    model, made_of = load(), parts()
+    log = Log(output)
+    inputs = {row.name: row.inputs(model.weight_hash) for row in rows}
+    todo = [row for row in rows if not log.done(row, inputs[row.name])]
+    waiting = Counter(row.source for row in todo)
+    kept: dict[str, Inversion] = {}
+    samples = 0
+    for row in tqdm(todo, desc="edits", unit="edit", disable=None, leave=False):
+        entry = row.shown() | {"inputs": inputs[row.name]}
+        shared = kept.get(row.source)
+        waiting[row.source] -= 1
+        try:
+            kept[row.source], done = _edit(model, row, shared, made_of, terminal)
+            entry |= done | {"status": "done"}
+            samples += done["nfe"]
+        except (InputError, WorkError, OSError) as error:
+            entry |= {"status": "failed", "error": str(error)}
+            terminal.warn(f"line {row.line}: {error}")
+        if not waiting[row.source]:
+            kept.pop(row.source, None)  # a path at 1024 × 1024 is 32 MB
+        log.add(entry)
+    log.write_table()
+    entries = [log.entries[row.name] for row in rows]
+    failed = [entry for entry in entries if entry["status"] == "failed"]
+    data = {
+        "batch": str(table),
+        "model": model.name,
+        "rows": entries,
+        "done": len(todo) - len(failed),
+        "skipped": len(rows) - len(todo),
+        "failed": len(failed),
+        "nfe": samples,
+        "seconds": time.perf_counter() - started,
+        "results": LOG,
+        "warnings": terminal.warnings,
+    }
+    terminal.result(data, _summary(data, output))
+    if failed:
+        named = "; ".join(f"line {entry['row']}: {entry['error']}" for entry in failed)
+        raise WorkError(f"{len(failed)} of {len(rows)} rows failed ({named}): the rest is done")
+
+
+def _edit(
+    model: FlowModel,
+    row: Row,
+    shared: Inversion | None,
+    made_of: dict[str, Any],
+    terminal: Session,
+) -> tuple[Inversion, dict[str, Any]]:
+    """One row; its inversion for the next of the same source, and what results.jsonl says of it."""
+    picture = editing.read(row.job)
+    options.output_folder(row.job.output)
+    # The warnings of a row are its own, each printed once for the whole table.
+    own = _Row(terminal.stdout, terminal.as_json, terminal)
+    result, data = editing.perform(
+        model, row.job, picture, made_of, _command(model, row), own, shared
+    )
+    nfe = data["nfe"]
+    return result.inversion, {
+        "edited": f"{row.name}/{data['edits'][0]['image']}",
+        "report": f"{row.name}/{data['report']}",
+        "shared_inversion": shared is not None,
+        "nfe": nfe["editing"] + (0 if shared is not None else nfe["inversion"]),
+        "seconds": data["seconds"] - (result.inversion.seconds if shared is not None else 0),
+        "psnr": data["reconstruction"]["psnr"],
+        "warnings": own.warnings,
+    }
+
+
+class _Row(Session):
+    """The terminal of one row: what it warns of is its own and goes to the table's as well."""
+
+    def __init__(self, stdout: Any, as_json: bool, table: Session) -> None:
+        super().__init__(stdout, as_json)
+        self.table = table
+
+    def warn(self, text: str) -> None:
+        """Keep a warning, and print it if no other row has."""
+        self.warnings.append(text)
+        self.table.warn(text)
+
+
+def _command(model: FlowModel, row: Row) -> str:
+    """What makes this row by itself."""
+    job = row.job
+    words = ["rectiflow", "edit"]
+    words += [] if job.image is None else [str(job.image)]
+    for option, value in (
+        ("--seed", job.seed),
+        ("--from", job.source_prompt),
+        ("--to", job.prompts[0]),
+        ("--negative", job.negative),
+        ("--mask", job.mask),
+        ("--preset", job.preset_name),
+        ("--model", None if model.name == options.DEFAULT_MODEL else model.name),
+        ("-o", job.output),
+    ):
+        words += [] if value is None else [option, str(value)]
+    whole = dataclasses.asdict(job.preset)
+    for name in job.named:
+        words += ["--set", f"{name}={json.dumps(whole[name])}"]
+    return shlex.join(words)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(finite(entry), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _summary(data: dict[str, Any], output: Path) -> str:
+    lines = [
+        f"{output / entry['output']}: {entry['to']}"
+        for entry in data["rows"]
+        if entry["status"] == "done"
+    ]
+    counts = f"{data['done']} done, {data['skipped']} done before, {data['failed']} failed"
+    lines.append(f"{counts}; {data['nfe']} network samples in {data['seconds']:.1f} s")
+    lines.append(f"results: {output / TABLE}")
+    return "\n".join(lines)
