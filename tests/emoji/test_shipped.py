@@ -13,8 +13,9 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.vae import HELD_OUT, scenes
 from rectiflow.flow.solver import integrate
-from rectiflow.invert.presets import PRESETS
 from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.invert.presets import PRESETS
+from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
 
@@ -64,8 +65,9 @@ def test_scenes_come_back_without_compensation() -> None:
     latents = model.encode_image(scenes(seeds))
     velocity = GuidedVelocity(model, model.encode_prompt([caption(sample(s)) for s in seeds]))
     grid = grid_for(model, preset, latents)
-    trajectory, _, _ = invert_latents(velocity, latents, grid, preset)
-    again = integrate(velocity, trajectory[0], grid).x
+    path = invert_latents(velocity, latents, grid, preset)
+    solver = SCHEMES[preset.scheme].solver(path, grid, torch.arange(len(seeds)))
+    again = integrate(velocity, path.trajectory[0], grid, solver).x
     error = (model.decode(again) - model.decode(latents)).square().mean((1, 2, 3))
     assert preset.num_inference_steps == 30
     assert (-10 * torch.log10(error)).min() >= 40

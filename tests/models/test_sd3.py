@@ -315,27 +315,24 @@ def test_defaults_come_from_the_metadata_or_the_kind_of_checkpoint() -> None:
 
 def test_hook_points() -> None:
     model = tiny_model(medium=True)
-    blocks = model.text_blocks()
-    assert blocks == list(model.network.transformer_blocks)[:-1]
-    assert not model.text_first
+    sites = model.attention_sites()
+    blocks = list(model.network.transformer_blocks)[:-1]
+    assert [site.attention for site in sites] == [block.attn for block in blocks]
+    assert not model.text_first and not any(site.fused for site in sites)
     seen: dict[str, torch.Tensor] = {}
 
     def attention(_module: Any, _args: Any, kwargs: dict[str, torch.Tensor]) -> None:
         seen["text"], seen["image"] = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
 
-    handles = [
-        model.joint_attention(blocks[0]).register_forward_pre_hook(attention, with_kwargs=True)
-    ]
-    for kind in ("query", "key", "value"):
-        for stream, projection in zip(
-            ("image", "text"), model.projections(blocks[0], kind), strict=True
-        ):
+    handles = [sites[0].attention.register_forward_pre_hook(attention, with_kwargs=True)]
+    for stream, projections in (("image", sites[0].image), ("text", sites[0].text)):
+        assert projections is not None and set(projections) == {"query", "key", "value"}
+        for kind, projection in projections.items():
             handles.append(
                 projection.register_forward_hook(
                     lambda _m, _a, output, name=f"{stream} {kind}": seen.update({name: output})
                 )
             )
-    assert model.value_projections(blocks[0]) == model.projections(blocks[0], "value")
     model.velocity(torch.randn(1, 4, 8, 12), 0.5, model.encode_prompt("cat"))
     for handle in handles:
         handle.remove()
@@ -343,6 +340,9 @@ def test_hook_points() -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in seen.items()}
     assert len(shapes) == 8
     assert all(shape == (text if "text" in name else image) for name, shape in shapes.items())
+    for stream, projections in (("image", sites[0].image), ("text", sites[0].text)):
+        for kind, projection in (projections or {}).items():  # which is which
+            torch.testing.assert_close(projection(seen[stream]), seen[f"{stream} {kind}"])
 
 
 def test_the_weight_hash_sees_every_weight() -> None:

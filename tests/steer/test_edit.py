@@ -55,7 +55,7 @@ def pixels(image: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(image).astype(int)
 
 
-@pytest.mark.parametrize("preset", ["exact", "ftedit", "euler"])
+@pytest.mark.parametrize("preset", ["exact", "fast", "ftedit", "euler"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_cost(model: SD3Model, photograph: Image.Image, preset: str, guidance: float) -> None:
     with counting(model) as calls:
