@@ -12,7 +12,25 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("xu2025unveil",),
     ),
     "exact": ("the preset `exact`: FTEdit's inversion to a tolerance", ("xu2025unveil",)),
+    "fast": (
+        "the preset `fast`: FTEdit's controls on DirectEdit's inversion",
+        ("xu2025unveil", "yang2026directedit"),
+    ),
     "euler": ("the preset `euler`: Euler inversion of a rectified flow", ("liu2023flow",)),
+    "directedit": ("the preset `directedit`: query offsets and values", ("yang2026directedit",)),
+    "two-step": (
+        "the preset `two-step`: the explicit midpoint rule both ways, and FTEdit's controls",
+        ("hairer1993solving", "xu2025unveil"),
+    ),
+    "rf-solver": ("the preset `rf-solver`: midpoint and values", ("wang2025taming",)),
+    "fireflow": ("the preset `fireflow`: midpoint with reused velocity", ("deng2024fireflow",)),
+    "rf-inversion": ("the preset `rf-inversion`: drawn to the image", ("rout2025semantic",)),
+    "uniedit": ("the preset `uniedit`: Uni-Inv and Uni-Edit", ("jiao2025unieditflow",)),
+    "flowedit": ("the preset `flowedit`: no inversion, SD3 settings", ("kulikov2025flowedit",)),
+    "flowedit-flux": ("the preset `flowedit-flux`: FLUX settings", ("kulikov2025flowedit",)),
+    "dnaedit": ("the preset `dnaedit`: direct noise alignment, SD3.5", ("xie2025dnaedit",)),
+    "dnaedit-flux": ("the preset `dnaedit-flux`: FLUX settings", ("xie2025dnaedit",)),
+    "sdedit": ("the preset `sdedit`: noise, and the target prompt", ("meng2022sdedit",)),
     "rectified-flow": ("straight paths, reflow, straightness", ("liu2023flow",)),
     "sd3": ("Stable Diffusion 3: shifted grid, joint transformer", ("esser2024scaling",)),
     "derived-mask": (
@@ -118,6 +136,74 @@ BIBTEX = {
   booktitle     = {International Conference on Learning Representations (ICLR)},
   year          = {2024},
   eprint        = {2310.01506},
+  archiveprefix = {arXiv}
+}""",
+    "yang2026directedit": """@misc{yang2026directedit,
+  title         = {{DirectEdit}: Step-Level Accurate Inversion for Flow-Based Image Editing},
+  author        = {Yang, Desong and Ye, Mang},
+  year          = {2026},
+  eprint        = {2605.02417},
+  archiveprefix = {arXiv}
+}""",
+    "wang2025taming": """@inproceedings{wang2025taming,
+  title         = {Taming Rectified Flow for Inversion and Editing},
+  author        = {Wang, Jiangshan and Pu, Junfu and Qi, Zhongang and Guo, Jiayi and Ma, Yue and
+                   Huang, Nisha and Chen, Yuxin and Li, Xiu and Shan, Ying},
+  booktitle     = {International Conference on Machine Learning (ICML)},
+  year          = {2025},
+  eprint        = {2411.04746},
+  archiveprefix = {arXiv}
+}""",
+    "deng2024fireflow": """@misc{deng2024fireflow,
+  title         = {{FireFlow}: Fast Inversion of Rectified Flow for Image Semantic Editing},
+  author        = {Deng, Yingying and He, Xiangyu and Mei, Changwang and Wang, Peisong and
+                   Tang, Fan},
+  year          = {2024},
+  eprint        = {2412.07517},
+  archiveprefix = {arXiv}
+}""",
+    "rout2025semantic": """@inproceedings{rout2025semantic,
+  title         = {Semantic Image Inversion and Editing using Rectified Stochastic Differential
+                   Equations},
+  author        = {Rout, Litu and Chen, Yujia and Ruiz, Nataniel and Caramanis, Constantine and
+                   Shakkottai, Sanjay and Chu, Wen-Sheng},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2025},
+  eprint        = {2410.10792},
+  archiveprefix = {arXiv}
+}""",
+    "jiao2025unieditflow": """@misc{jiao2025unieditflow,
+  title         = {{UniEdit-Flow}: Unleashing Inversion and Editing in the Era of Flow Models},
+  author        = {Jiao, Guanlong and Huang, Biqing and Wang, Kuan-Chieh and Liao, Renjie},
+  year          = {2025},
+  eprint        = {2504.13109},
+  archiveprefix = {arXiv}
+}""",
+    "kulikov2025flowedit": """@inproceedings{kulikov2025flowedit,
+  title         = {{FlowEdit}: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models},
+  author        = {Kulikov, Vladimir and Kleiner, Matan and Huberman-Spiegelglas, Inbar and
+                   Michaeli, Tomer},
+  booktitle     = {IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year          = {2025},
+  eprint        = {2412.08629},
+  archiveprefix = {arXiv}
+}""",
+    "xie2025dnaedit": """@misc{xie2025dnaedit,
+  title         = {{DNAEdit}: Direct Noise Alignment for Text-Guided Rectified Flow Editing},
+  author        = {Xie, Chenxi and Li, Minghan and Li, Shuai and Wu, Yuhui and Yi, Qiaosi and
+                   Zhang, Lei},
+  year          = {2025},
+  eprint        = {2506.01430},
+  archiveprefix = {arXiv}
+}""",
+    "meng2022sdedit": """@inproceedings{meng2022sdedit,
+  title         = {{SDEdit}: Guided Image Synthesis and Editing with Stochastic Differential
+                   Equations},
+  author        = {Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and
+                   Zhu, Jun-Yan and Ermon, Stefano},
+  booktitle     = {International Conference on Learning Representations (ICLR)},
+  year          = {2022},
+  eprint        = {2108.01073},
   archiveprefix = {arXiv}
 }""",
 }
