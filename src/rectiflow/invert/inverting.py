@@ -96,8 +96,11 @@ def invert_latents(
     noise = None
     if scheme.noisy:
         height, width = (side * model.factor for side in latents.shape[-2:])
-        drawn = list(seeds) or [preset.noise_seed] * len(latents)
-        noise = initial_noise(model, drawn, height, width)
+        drawn = seeds or [preset.noise_seed] * len(latents)
+        generators = [torch.Generator().manual_seed(seed) for seed in drawn]
+        draws = len(grid) - 1 if scheme.every_step else 1
+        noises = [initial_noise(model, generators, height, width) for _ in range(draws)]
+        noise = torch.stack(noises) if scheme.every_step else noises[0]
     wanted = wanted_features(model, preset, len(grid) - 1)
     if not wanted:
         return scheme.invert(velocity, latents, grid, preset, noise)

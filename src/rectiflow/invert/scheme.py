@@ -23,6 +23,10 @@ class Scheme(ABC):
     """Whether it says which of several evaluations of a step counts, by `RecordingField.accept`."""
     noisy: ClassVar[bool] = False
     """Whether it draws noise."""
+    every_step: ClassVar[bool] = False
+    """Whether it draws noise for every step, rather than once."""
+    inverts: ClassVar[bool] = True
+    """Whether the path's beginning is the image's own noise, found by the model."""
 
     @abstractmethod
     def invert(
@@ -35,7 +39,8 @@ class Scheme(ABC):
             x_1: image latents ``[B, ...]``.
             grid: rising times ``[N + 1]``, the last that of the image.
             preset: settings.
-            noise: a seeded draw from N(0, I) like `x_1`, for a noisy scheme.
+            noise: a seeded draw from N(0, I) like `x_1`, for a noisy scheme; ``[N, B, ...]`` where
+                it draws for every step.
         """
 
     def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:

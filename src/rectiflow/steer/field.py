@@ -57,7 +57,7 @@ class EditField:
         own = x[:0] if twins == 0 else x[len(x) - twins :]
         cond = Conditioning.cat([self.source, self.target]) if sources else self.target
         if self.negative is not None:
-            cond = Conditioning.cat([self.negative.rows(1).repeat(twins), cond])
+            cond = Conditioning.cat([self.negative.rows(twins), cond])
         v = self.network.velocity(
             torch.cat([own, x]),
             t,

@@ -55,7 +55,11 @@ def two_branch(
         gatherer = DerivedMask(preset.mask_threshold, task.steps)
     with controlled(model, controls_of(model, preset, task)) as network:
         field = EditField(network, task, preset, guided_sources=free or shared)
-        known = path if preset.source_features == "inversion" and field.scale == 1 else None
+        # Inversion runs without guidance, also without that which a network takes as an input.
+        as_inverted = field.scale == 1 and not (
+            model.guidance_embeds and preset.guidance_scale != 1
+        )
+        known = path if preset.source_features == "inversion" and as_inverted else None
         last_use = max([c.steps for c in network.controls] + [gatherer.steps if gatherer else 0])
         source, target = task.trajectory[0], task.trajectory[0][owners]
         memory, rows = None, -1
@@ -75,8 +79,10 @@ def two_branch(
                 or (gatherer is not None and gatherer.wants(step) and correction is None)
             )
             x = torch.cat([source, target]) if needed else target
-            if rows not in (-1, len(x)):
+            if len(x) < rows:
                 memory = _last_rows(memory, len(x))
+            elif len(x) > rows:
+                memory = None  # nothing is remembered of sources that come in later
             rows = len(x)
             owned = torch.tensor([*range(len(source))] * needed + owners)
             solver = SCHEMES[preset.scheme].solver(path, task.grid, owned)
@@ -92,8 +98,8 @@ def two_branch(
                 assert correction is not None
                 moved = moved + correction[owners]
             target = moved
-            if free and here is not None:
-                source = here
+            if free:  # where it is not run, its features are those of the path, so it is there
+                source = task.trajectory[step + 1] if here is None else here
             if gatherer is not None and gatherer.ready(step):
                 mask = gatherer.mask()
             if mask is not None:
