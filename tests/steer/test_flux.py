@@ -42,6 +42,12 @@ def dev() -> FluxModel:
     return tiny_flux_model()
 
 
+@pytest.fixture(scope="module")
+def inversion(model: FluxModel) -> rf.Inversion:
+    """One that leaves compensation something to do."""
+    return rf.invert(model, picture(), SOURCE, preset="ftedit", num_inference_steps=STEPS)
+
+
 def picture(width: int = 48, height: int = 32) -> Image.Image:
     return Image.fromarray(skimage.data.astronaut()).resize((width, height))
 
@@ -270,16 +276,22 @@ def by_hand(model: FluxModel, result: Any, target: str, negative: str) -> Tensor
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("compensate", ["none", "source", "both"])
 @pytest.mark.parametrize(
-    ("inject", "features"), [("image", ("value",)), ("all", ("value",)), ("all", ("query", "key"))]
+    ("inject", "features"), [("image", ("value",)), ("all", ("query", "key", "value"))]
 )
 def test_edits_by_the_equations(
-    model: FluxModel, inject: str, features: tuple[str, ...], compensate: str, guidance: str
+    model: FluxModel,
+    inversion: rf.Inversion,
+    inject: str,
+    features: tuple[str, ...],
+    compensate: str,
+    guidance: str,
 ) -> None:
     result = edit(
         model,
         *TARGETS,
+        image=inversion,
         negative_prompt="sad",
-        preset="ftedit",  # an inversion that leaves compensation something to do
+        preset="ftedit",
         compensate=compensate,
         inject=inject,
         features=features,
@@ -291,7 +303,7 @@ def test_edits_by_the_equations(
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("preset", ["exact", "ftedit"])
+@pytest.mark.parametrize("preset", ["exact", "fast", "ftedit"])
 def test_the_sources_own_prompt_gives_the_source_back(
     model: FluxModel, preset: str, guidance: str
 ) -> None:
@@ -335,15 +347,16 @@ def test_the_evaluations_are_those_that_are_reported(dev: FluxModel) -> None:
 @pytest.mark.parametrize("schnell", [False, True])
 def test_in_half_precision(schnell: bool) -> None:
     model = tiny_flux_model(schnell, dtype=torch.bfloat16)
+    inversion = rf.invert(model, picture(), SOURCE, preset="ftedit", num_inference_steps=STEPS)
+    assert inversion.reconstruct().max_abs_latent <= 1e-4
     for guidance in GUIDANCE.values():
-        result = edit(model, SOURCE, TARGETS[0], preset="exact", compensate="both", **guidance)
-        latents = result.latents
+        given = {"image": inversion, "preset": "ftedit", "compensate": "both", **guidance}
+        latents = edit(model, SOURCE, TARGETS[0], **given).latents
         assert latents.dtype == torch.float32 and torch.isfinite(latents).all()
         assert not torch.equal(latents, latents.bfloat16().float())
         # Compensation is in float32: with the source's prompt the source still comes back.
-        assert (latents[0] - result.inversion.latents[0]).abs().max() < 1e-4
+        assert (latents[0] - inversion.latents[0]).abs().max() < 1e-4
         assert (latents[1] - latents[0]).abs().max() > 1e-3
-    assert rf.invert(model, picture(), SOURCE).reconstruct().max_abs_latent <= 1e-4
 
 
 @pytest.mark.slow
