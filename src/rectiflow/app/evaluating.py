@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rectiflow.app import options, pie_bench
-from rectiflow.app.console import Session, json_text, session
+from rectiflow.app import emoji_edits, options, pie_bench
+from rectiflow.app.console import Session, session
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from rectiflow.models.base import FlowModel
 
@@ -57,12 +56,25 @@ def evaluate(
     dino: pie_bench.Dino = None,
     clip: pie_bench.Clip = None,
     lpips_weights: pie_bench.LpipsWeights = None,
+    methods: emoji_edits.Methods = None,
+    first_seed: emoji_edits.FirstSeed = None,
+    batch_size: emoji_edits.BatchSize = None,
+    masks: emoji_edits.Masks = None,
+    tuned: emoji_edits.Tuned = None,
+    tune: emoji_edits.Tune = False,
+    ablations: emoji_edits.Ablations = False,
+    processes: emoji_edits.Processes = None,
 ) -> None:
     """Measure models or editing methods on held-out scenes, or on PIE-Bench."""
     only_pie = pie_bench.PieOptions(
         data, make_data, preset, settings, workers, shard, metrics, dino, clip, lpips_weights
     )
+    only_edits = emoji_edits.EditOptions(
+        methods, first_seed, batch_size, masks, tuned, tune, ablations, processes
+    )
     with session(as_json) as terminal:
+        if suite is not Suite.emoji_edits and only_edits != emoji_edits.EditOptions():
+            raise InputError(f"{suite.value} takes no option of emoji-edits: leave it out")
         if suite is Suite.pie_bench:
             pie_bench.pie_bench(
                 terminal,
@@ -76,13 +88,20 @@ def evaluate(
             return
         if only_pie != pie_bench.PieOptions():
             raise InputError(f"{suite.value} takes no option of pie-bench: leave it out")
+        if suite is Suite.emoji_edits:
+            emoji_edits.emoji_edits(
+                terminal,
+                only_edits,
+                model=model,
+                dtype=dtype,
+                device=device,
+                output=output,
+                limit=limit,
+            )
+            return
         if output is not None:
             options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
-        if suite is Suite.emoji_models:
-            _models(terminal, loaded, limit, output)
-        else:
-            _edits(terminal, loaded, limit, output)
+        _models(terminal, options.load_model(model, dtype, device), limit, output)
 
 
 def _models(terminal: Session, model: FlowModel, limit: int | None, output: Path | None) -> None:
@@ -90,7 +109,7 @@ def _models(terminal: Session, model: FlowModel, limit: int | None, output: Path
 
     figures, sheet = evaluate_emoji_models(model, limit=limit)
     if output is not None:
-        _write(figures, output / "emoji-models.json")
+        emoji_edits.write_json(figures, output / "emoji-models.json")
         _save(sheet, output / "emoji-models.png")
     judged = figures["judge"]
     terminal.result(
@@ -99,54 +118,6 @@ def _models(terminal: Session, model: FlowModel, limit: int | None, output: Path
         f"of {figures['samples']} pictures: emoji {judged['emoji']:.1%}, background "
         f"{judged['background']:.1%}, count {judged['count']:.1%}",
     )
-
-
-def _edits(terminal: Session, model: FlowModel, limit: int | None, output: Path | None) -> None:
-    from rectiflow.evaluate.emoji_edits import evaluate_emoji_edits
-
-    figures, pictures = evaluate_emoji_edits(model, limit=limit)
-    if output is not None:
-        _write(figures, output / "emoji-edits.json")
-        _write_pictures(pictures, output)
-        _save(_sheet(pictures), output / "emoji-edits.png")
-    lines = [f"{figures['n']} edits; PSNR to the true target, network samples, seconds per edit"]
-    lines += [
-        f"  {name:10} {entry['target_psnr']:6.2f} dB {entry['nfe']:7.1f} {entry['seconds']:7.2f} s"
-        for name, entry in figures["methods"].items()
-    ]
-    lines += [
-        f"  {name}: {entry['mean']:+.2f} dB, 95 % interval {entry['low']:+.2f} to "
-        f"{entry['high']:+.2f}"
-        for name, entry in figures["paired"].items()
-    ]
-    terminal.result(figures, "\n".join(lines))
-
-
-def _write(figures: dict[str, Any], file: Path) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json_text(figures) + "\n", encoding="utf-8")
-    unfinished.replace(file)
-
-
-def _write_pictures(pictures: dict[str, Tensor], output: Path) -> None:
-    """Every method's results, numbered as the edits are."""
-    from rectiflow.models.images import to_pil
-
-    for method, images in pictures.items():
-        folder = options.output_folder(output / method)
-        for number, image in enumerate(to_pil(images), start=1):
-            _save(image, folder / f"{number:03d}.png")
-
-
-def _sheet(pictures: dict[str, Tensor]) -> Image.Image:
-    """A row per edit, a column per method; what doing nothing and the codec give at its ends."""
-    from rectiflow.report.sheet import contact_sheet
-
-    methods = sorted(pictures, key=lambda name: (name != "nothing") + (name == "bound"))
-    columns = [pictures[method].permute(0, 2, 3, 1).numpy() for method in methods]
-    cells = [cell for row in zip(*columns, strict=True) for cell in row]
-    captions = methods * len(columns[0])
-    return contact_sheet(cells, columns=len(methods), captions=captions)
 
 
 def _save(image: Image.Image, file: Path) -> None:

@@ -10,57 +10,51 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from rectiflow._version import __version__
 from rectiflow.emoji.edits import KINDS, EditCase, sample_edit
-from rectiflow.emoji.render import render_array
+from rectiflow.errors import InputError, WorkError
+from rectiflow.evaluate.edit_parts import Made, Part, read_part, write_part
+from rectiflow.evaluate.edit_scores import CLIP_METRICS, METRICS, masks, pictures, score
+from rectiflow.evaluate.emoji_models import Clip
+from rectiflow.evaluate.metrics import psnr
 from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.invert.presets import PRESETS, Preset
+from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
+from rectiflow.models.flux import FluxModel
 from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.weights import weight_hash
 from rectiflow.steer.alignment import align
 from rectiflow.steer.editing import edit_latents
+from rectiflow.steer.masks import latent_mask
 from rectiflow.steer.task import EditTask
 
-SIZE = 64
 TUNING_SEED = 1_000_000
 REPORTED_SEED = 2_000_000
-PER_KIND = 10
+PER_KIND = 20
 BATCH = 20
-NO_OUTSIDE = 0.98
-"""An edit whose mask covers more than this share of the picture has no outside."""
 REFERENCES = ("nothing", "bound")
 """The source through the codec, and the true target through the codec."""
 
-Pixels = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One method's figures, an entry per edit."""
-
-    target_psnr: NDArray[np.float64]
-    """The whole result against the true target, dB."""
-    inside_mse: NDArray[np.float64]
-    outside_mse: NDArray[np.float64]
-    """NaN for an edit without an outside."""
-    nfe: NDArray[np.float64]
-    """Network samples per edit, inversion included."""
-    seconds: float
-    """Per edit, in batches of BATCH."""
+Masks = Literal["none", "given"]
+"""Whether methods are told where the edit belongs. A mask changes more than a method does, so
+figures of the one kind are never put beside those of the other."""
 
 
 def cases(limit: int | None = None, first_seed: int = REPORTED_SEED) -> list[EditCase]:
     """The benchmark's edits, kind after kind in turn, so that any first n are balanced.
 
     Args:
-        limit: how many; 10 of each kind when None.
+        limit: how many; 20 of each kind when None.
         first_seed: reported figures use 2 000 000 and above, tuning 1 000 000 and above.
     """
     wanted = PER_KIND * len(KINDS) if limit is None else limit
@@ -68,143 +62,169 @@ def cases(limit: int | None = None, first_seed: int = REPORTED_SEED) -> list[Edi
     return [sample_edit(kind, seed) for seed in seeds for kind in KINDS][:wanted]
 
 
-def pictures(scenes: Sequence[Any]) -> Tensor:
-    """Pictures of scenes, float32 ``[B, 3, 64, 64]`` in [0, 1]."""
-    stacked = np.stack([render_array(scene, SIZE) for scene in scenes])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+def methods_for(model: FlowModel) -> list[str]:
+    """All presets; of one that there is for FLUX and for others, the one for this model."""
+    of_flux = {name for name in PRESETS if name.endswith("-flux")}
+    twins = {name.removesuffix("-flux") for name in of_flux}
+    left_out = twins if isinstance(model, FluxModel) else of_flux
+    return [name for name in PRESETS if name not in left_out]
 
 
 @torch.no_grad()
-def edit_cases(
-    model: FlowModel, batch: Sequence[EditCase], preset: Preset
-) -> tuple[Tensor, NDArray[np.float64]]:
-    """Invert and edit a batch of cases by a preset.
-
-    Returns:
-        The results, ``[B, 3, 64, 64]`` in [0, 1], and the network samples each cost.
-    """
+def invert_cases(
+    model: FlowModel, batch: Sequence[EditCase], preset: Preset, masked: Masks = "none"
+) -> EditTask:
+    """Invert the sources of a batch of cases by a preset; what is left is to edit them."""
     latents = model.encode_image(pictures([case.source for case in batch]))
     grid = grid_for(model, preset, latents)
-    source = model.encode_prompt([case.source_prompt for case in batch])
-    empty = model.encode_prompt([""])
-    inverted = source if preset.inversion_prompt == "source" else empty
+    empty = preset.inversion_prompt == "empty"
+    source = model.encode_prompt(["" if empty else case.source_prompt for case in batch])
     seeds = tuple(case.seed for case in batch)
-    path = invert_latents(GuidedVelocity(model, inverted), latents, grid, preset, seeds=seeds)
     alignments = [align(model, case.source_prompt, case.target_prompt) for case in batch]
-    task = EditTask(
-        path=path,
+    mask = None
+    if masked == "given":
+        mask = latent_mask(masks(batch).float(), latents.shape).to(model.device)
+    return EditTask(
+        path=invert_latents(GuidedVelocity(model, source), latents, grid, preset, seeds=seeds),
         grid=grid,
         source=source,
         target=model.encode_prompt([case.target_prompt for case in batch]),
         owners=tuple(range(len(batch))),
         token_maps=torch.stack([alignment.token_map for alignment in alignments]),
-        negative=empty,
+        negative=model.encode_prompt([""]),
+        mask=mask,
         seeds=seeds,
     )
-    edited = edit_latents(model, task, preset)
-    nfe = path.evaluations.sum(0).double().numpy() + edited.nfe / len(batch)
-    return model.decode(edited.latents).cpu(), nfe
 
 
-def run_method(
-    model: FlowModel, edits: Sequence[EditCase], method: str | Preset, name: str = ""
-) -> tuple[Tensor, Scores]:
-    """All results of a method (a preset, or one of REFERENCES), and their scores."""
-    results, costs = [], []
-    started = time.perf_counter()
-    for batch in _batches(edits, name or str(method)):
-        if method == "nothing" or method == "bound":
+@torch.no_grad()
+def reconstruction_psnr(model: FlowModel, task: EditTask, preset: Preset) -> Tensor:
+    """How well sources come back without compensation, dB against the codec's own: ``[B]``."""
+    field = GuidedVelocity(model, task.source)
+    solver = SCHEMES[preset.scheme].solver(task.path, task.grid, torch.tensor(task.owners))
+    x, memory = task.trajectory[0], None
+    for step, (t, t_next) in enumerate(pairwise(task.grid)):
+        x, memory = solver.step(field, x, t, t_next, step, memory)
+    return psnr(model.decode(x).cpu(), model.decode(task.trajectory[-1]).cpu())
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A model before the benchmark's edits, and where results are kept."""
+
+    model: FlowModel
+    folder: Path | None = None
+    """Of finished parts; None keeps nothing."""
+    clip: Clip | None = None
+    """Adds CLIP_METRICS."""
+    first_seed: int = REPORTED_SEED
+    batch_size: int = BATCH
+    masks: Masks = "none"
+    reconstruct: bool = False
+    """Adds `reconstruction_psnr`, of every edit's inversion."""
+
+    def made(self, method: str | Preset) -> Made:
+        """What results of a method depend on."""
+        with_clip = CLIP_METRICS if self.clip else ()
+        conditions = {
+            "version": __version__,
+            "weight_hash": self.model.weight_hash,
+            "clip_hash": weight_hash({"clip": self.clip.model}) if self.clip else None,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "first_seed": self.first_seed,
+            "batch_size": self.batch_size,
+            "masks": self.masks,
+            "reconstruct": self.reconstruct,
+            "metrics": [*METRICS, *with_clip],
+        }
+        return Made(method, conditions)
+
+    def run(self, edits: Sequence[EditCase], method: str | Preset, name: str) -> Part:
+        """The results of a method, one per edit; those that were kept are not made again.
+
+        Args:
+            edits: the first of the benchmark's, in order.
+            method: a preset, or one of REFERENCES.
+            name: what to call it: in its file's name, and in progress.
+
+        Raises:
+            InputError: a file of results is damaged.
+            WorkError: the network returned something that is not a number.
+        """
+        made = self.made(method)
+        file = made.file(self.folder, name) if self.folder else None
+        part = read_part(made, file) if file else None
+        if part is not None and len(part) >= len(edits):
+            return part.first(len(edits))
+        # A last batch that was not full is made again, in the company it always has.
+        whole = len(part) // self.batch_size * self.batch_size if part else 0
+        part = part.first(whole) if part and whole else None
+        for batch in self._batches(edits, whole, name):
+            more = self._run(batch, method, name)
+            part = more if part is None else part.plus(more)
+            if file:
+                write_part(part, made, file)
+        assert part is not None
+        return part
+
+    def _run(self, batch: Sequence[EditCase], method: str | Preset, name: str) -> Part:
+        started = time.perf_counter()
+        more: dict[str, Any] = {}
+        if isinstance(method, str):
+            if method not in REFERENCES:
+                raise InputError(f"{method!r} is no reference; one of: {', '.join(REFERENCES)}")
             shown = [case.source if method == "nothing" else case.target for case in batch]
-            results.append(model.decode(model.encode_image(pictures(shown))).cpu())
-            costs.append(np.zeros(len(batch)))
+            images, nfe = self._decode(self.model.encode_image(pictures(shown))), 0.0
         else:
-            preset = PRESETS[method] if isinstance(method, str) else method
-            images, nfe = edit_cases(model, batch, preset)
-            results.append(images)
-            costs.append(nfe)
-    seconds = (time.perf_counter() - started) / len(edits)
-    images = torch.cat(results)
-    return images, score(images, edits, np.concatenate(costs), seconds)
+            task = invert_cases(self.model, batch, method, self.masks)
+            edited = edit_latents(self.model, task, method)
+            images = self._decode(edited.latents)
+            nfe = task.path.evaluations.sum(0).double().cpu().numpy() + edited.nfe / len(batch)
+            if self.reconstruct:
+                back = reconstruction_psnr(self.model, task, method)
+                more["reconstruction_psnr"] = back.double().numpy()
+        if not torch.isfinite(images).all():
+            raise WorkError(f"{name}: {self.model.name} returned numbers that are not finite")
+        more["nfe"] = np.broadcast_to(nfe, len(batch)).copy()
+        more["seconds"] = np.full(len(batch), (time.perf_counter() - started) / len(batch))
+        return Part((images * 255).round().byte(), score(images, batch, self.clip) | more)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents).float().cpu()
+
+    def _batches(
+        self, edits: Sequence[EditCase], first: int, name: str
+    ) -> Iterator[Sequence[EditCase]]:
+        starts = range(first, len(edits), self.batch_size)
+        for start in tqdm(starts, desc=name, disable=None, unit="batch", leave=False):
+            yield edits[start : start + self.batch_size]
 
 
-def score(
-    images: Tensor, edits: Sequence[EditCase], nfe: NDArray[np.float64], seconds: float
-) -> Scores:
-    """Compare results ``[n, 3, 64, 64]`` with the true targets."""
-    targets = pictures([case.target for case in edits])
-    errors = (images - targets).square().mean(1).double().numpy()
-    masks = np.stack([case.mask(SIZE) for case in edits])
-    inside = np.array([error[mask].mean() for error, mask in zip(errors, masks, strict=True)])
-    outside = np.array(
-        [
-            error[~mask].mean() if mask.mean() < NO_OUTSIDE else np.nan
-            for error, mask in zip(errors, masks, strict=True)
-        ]
-    )
-    psnr = -10 * np.log10(np.maximum(errors.mean((1, 2)), 1e-12))
-    return Scores(psnr, inside, outside, nfe, seconds)
+def chosen_methods(
+    model: FlowModel, names: Sequence[str] | None, tuned: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str | Preset]:
+    """What is to be compared, by the name of its row.
 
+    Args:
+        model: whose family decides what fits when `names` is None.
+        names: presets and REFERENCES; both references and `methods_for` when None. A tuned row is
+            named as it is called, ``NAME (tuned)``.
+        tuned: settings chosen by tuning, by method; adds a row to each that is among the names.
 
-def evaluate_emoji_edits(
-    model: FlowModel,
-    *,
-    limit: int | None = None,
-    methods: Sequence[str] = ("euler", "ftedit", "exact"),
-    first_seed: int = REPORTED_SEED,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Run methods over the benchmark.
-
-    Returns:
-        The figures as design.md's JSON has them, and each method's pictures.
+    Raises:
+        InputError: there is no such method.
     """
-    edits = cases(limit, first_seed)
-    pictured, scores = {}, {}
-    for method in (*REFERENCES, *methods):
-        pictured[method], scores[method] = run_method(model, edits, method)
-    kinds = np.array([case.kind for case in edits])
-    rivals = [name for name in scores if name not in ("exact", "bound")]
-    figures = {
-        "n": len(edits),
-        "seeds": [first_seed, first_seed + -(-len(edits) // len(KINDS)) - 1],
-        "model": model.name,
-        "weight_hash": model.weight_hash,
-        "methods": {name: _summary(result, kinds) for name, result in scores.items()},
-        "paired": {
-            f"exact - {rival}": paired(scores["exact"].target_psnr, scores[rival].target_psnr)
-            for rival in rivals
-            if "exact" in scores
-        },
-    }
-    return figures, pictured
-
-
-def paired(one: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
-    """Mean difference per edit with its 95 % interval (bootstrap over edits, 10 000 draws)."""
-    difference = one - other
-    rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(difference), (10_000, len(difference)))
-    low, high = np.quantile(difference[draws].mean(1), (0.025, 0.975))
-    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}
-
-
-def _summary(scores: Scores, kinds: NDArray[np.str_]) -> dict[str, Any]:
-    known = ~np.isnan(scores.outside_mse)
-    return {
-        "target_psnr": float(scores.target_psnr.mean()),
-        "inside_mse": float(scores.inside_mse.mean()),
-        "outside_mse": float(scores.outside_mse[known].mean()) if known.any() else None,
-        "outside_n": int(known.sum()),
-        "nfe": float(scores.nfe.mean()),
-        "seconds": scores.seconds,
-        "by_kind": _by_kind(scores.target_psnr, kinds),
-    }
-
-
-def _by_kind(values: NDArray[np.float64], kinds: NDArray[np.str_]) -> Mapping[str, float]:
-    return {str(kind): float(values[kinds == kind].mean()) for kind in dict.fromkeys(kinds)}
-
-
-def _batches(edits: Sequence[EditCase], name: str) -> Iterator[Sequence[EditCase]]:
-    starts = range(0, len(edits), BATCH)
-    for start in tqdm(starts, desc=name, disable=None, unit="batch"):
-        yield edits[start : start + BATCH]
+    wanted = [*REFERENCES, *methods_for(model)] if names is None else list(names)
+    rows: dict[str, str | Preset] = {}
+    for name in wanted:
+        method = name.removesuffix(" (tuned)")
+        if method in REFERENCES:
+            rows[name] = method
+        elif method not in PRESETS or (name != method and method not in tuned):
+            known = [*REFERENCES, *PRESETS, *(f"{other} (tuned)" for other in tuned)]
+            raise InputError(f"no method {name!r}; there are: {', '.join(known)}")
+        elif name == method:
+            rows[name] = PRESETS[method]
+        if method in tuned:
+            rows[f"{method} (tuned)"] = PRESETS[method].override(dict(tuned[method]))
+    return rows

@@ -1,0 +1,295 @@
+"""``rectiflow evaluate emoji-edits``: its options, what it writes and what it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rectiflow.app import options
+from rectiflow.app.console import Session, json_text
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rectiflow.evaluate.emoji_edits import Benchmark
+    from rectiflow.models.base import FlowModel
+
+
+class Masked(StrEnum):
+    """Whether methods are told where the edit belongs."""
+
+    none = "none"
+    given = "given"
+
+
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,C",
+        help="emoji-edits: presets, and nothing or bound. By default all that fit the model.",
+        show_default=False,
+    ),
+]
+FirstSeed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="emoji-edits: of the scenes. By default 2000000, and 1000000 for --tune.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="emoji-edits: edits at a time. By default 20.", show_default=False),
+]
+Masks = Annotated[
+    Masked | None,
+    typer.Option(
+        help="emoji-edits: given shows every method where the edit belongs, in a table of its own.",
+        show_default=False,
+    ),
+]
+Tuned = Annotated[
+    Path | None,
+    typer.Option(
+        help="emoji-edits: tuning.json of --tune; adds a row with what it chose for a method.",
+        show_default=False,
+    ),
+]
+Tune = Annotated[
+    bool,
+    typer.Option("--tune", help="emoji-edits: choose settings of each method on tuning seeds."),
+]
+Ablations = Annotated[
+    bool,
+    typer.Option(
+        "--ablations", help="emoji-edits: vary one setting of exact and ftedit at a time."
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="emoji-edits: processes, each with its own copy of the model and a share of the "
+        "methods.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """The options that only emoji-edits takes, as they were given."""
+
+    methods: str | None = None
+    first_seed: int | None = None
+    batch_size: int | None = None
+    masks: Masked | None = None
+    tuned: Path | None = None
+    tune: bool = False
+    ablations: bool = False
+    processes: int | None = None
+
+    @property
+    def names(self) -> list[str] | None:
+        """The methods asked for."""
+        if self.methods is None:
+            return None
+        return [name for name in (part.strip() for part in self.methods.split(",")) if name]
+
+    def check(self) -> None:
+        """Refuse options that exclude each other.
+
+        Raises:
+            InputError: names them.
+        """
+        if self.tune and self.ablations:
+            raise InputError("--tune and --ablations are two runs: leave one out")
+        if (self.tune or self.ablations) and (self.masks or self.tuned):
+            raise InputError("--masks and --tuned are for the table: leave out --tune, --ablations")
+        if self.ablations and self.methods:
+            raise InputError("--ablations has its own methods: leave out --methods")
+        if self.methods is not None and not self.names:
+            raise InputError("--methods names none: leave it out, or give one")
+
+
+def emoji_edits(
+    terminal: Session,
+    given: EditOptions,
+    *,
+    model: str,
+    dtype: options.Dtype,
+    device: str | None,
+    output: Path | None,
+    limit: int | None,
+) -> None:
+    """Measure methods, tune them, or vary settings; what an output folder has is not made again."""
+    given.check()
+    chosen = _chosen(given.tuned)
+    if output is not None:
+        options.output_folder(output)
+    loaded = options.load_model(model, dtype, device)
+    if given.tune:
+        _tune(terminal, given, _bench(loaded, given, output, tuning=True), output, limit)
+    elif given.ablations:
+        _ablations(terminal, given, _bench(loaded, given, output), output, limit)
+    else:
+        _table(terminal, given, loaded, chosen, output, limit)
+
+
+def _chosen(file: Path | None) -> dict[str, dict[str, Any]]:
+    from rectiflow.evaluate.edit_tuning import chosen
+
+    if file is None:
+        return {}
+    try:
+        tuned = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tuned {file} cannot be read as JSON: {error}") from error
+    return chosen(tuned)
+
+
+def _bench(
+    model: FlowModel, given: EditOptions, output: Path | None, *, tuning: bool = False
+) -> Benchmark:
+    from rectiflow.evaluate.emoji_edits import BATCH, REPORTED_SEED, TUNING_SEED, Benchmark
+
+    first_seed = TUNING_SEED if tuning else REPORTED_SEED
+    return Benchmark(
+        model,
+        folder=None if output is None else output / "parts",
+        first_seed=first_seed if given.first_seed is None else given.first_seed,
+        batch_size=given.batch_size or BATCH,
+        masks="none" if given.masks is None else given.masks.value,
+    )
+
+
+def _table(
+    terminal: Session,
+    given: EditOptions,
+    model: FlowModel,
+    chosen: dict[str, dict[str, Any]],
+    output: Path | None,
+    limit: int | None,
+) -> None:
+    from dataclasses import replace
+
+    from rectiflow.evaluate.edit_table import (
+        evaluate_emoji_edits,
+        per_edit,
+        per_method,
+        write_csv,
+    )
+    from rectiflow.evaluate.edit_workers import work_ahead
+    from rectiflow.evaluate.emoji_edits import chosen_methods
+    from rectiflow.evaluate.emoji_models import load_clip
+    from rectiflow.models.load import WEIGHTS
+
+    clip = WEIGHTS / "emoji-clip"
+    bench = replace(_bench(model, given, output), clip=load_clip(clip))
+    rows = chosen_methods(model, given.names, chosen)
+    work_ahead(bench, list(rows.items()), limit, given.processes or 1, clip)
+    figures, parts, edits = evaluate_emoji_edits(bench, rows, limit=limit)
+    if output is not None:
+        name = "emoji-edits" if bench.masks == "none" else "emoji-edits-masked"
+        write_json(figures, output / f"{name}.json")
+        write_csv(per_method(figures), output / f"{name}.csv")
+        write_csv(per_edit(parts, edits), output / f"{name}-per-edit.csv")
+    terminal.result(figures, table_text(figures))
+
+
+def table_text(figures: dict[str, Any]) -> str:
+    """The table as it is printed."""
+    width = max(len(name) for name in figures["methods"])
+    lines = [
+        f"{figures['n']} edits, masks {figures['masks']}; PSNR to the true target (95 % interval), "
+        "squared error inside and outside the edit, network samples and seconds per edit"
+    ]
+    for name, entry in figures["methods"].items():
+        low, high = entry["intervals"]["target_psnr"]
+        outside = "-" if entry["outside_mse"] is None else f"{entry['outside_mse']:.4f}"
+        lines.append(
+            f"  {name:{width}} {entry['target_psnr']:6.2f} dB ({low:.2f} to {high:.2f}) "
+            f"{entry['inside_mse']:.4f} {outside:>6} {entry['nfe']:6.1f} {entry['seconds']:6.2f} s"
+        )
+    lines += [
+        f"  {name}: {entry['mean']:+.2f} dB, 95 % interval {entry['low']:+.2f} to "
+        f"{entry['high']:+.2f}"
+        for name, entry in figures["paired"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _tune(
+    terminal: Session, given: EditOptions, bench: Benchmark, output: Path | None, limit: int | None
+) -> None:
+    from rectiflow.evaluate.edit_tuning import LIMIT, choices, tune
+    from rectiflow.evaluate.edit_workers import work_ahead
+
+    n = LIMIT if limit is None else limit
+    jobs = [(name, preset) for name, tried in choices(given.names).items() for _, preset in tried]
+    work_ahead(bench, jobs, n, given.processes or 1)
+    figures = tune(bench, given.names, limit=n)
+    if output is not None:
+        write_json(figures, output / "tuning.json")
+    width = max(len(name) for name in figures["methods"])
+    lines = [f"{figures['n']} tuning edits; PSNR to the true target, published and chosen"]
+    lines += [
+        f"  {name:{width}} {entry['published']:6.2f} {entry['target_psnr']:6.2f} dB  "
+        f"{setting_text(entry['chosen'])}"
+        for name, entry in figures["methods"].items()
+    ]
+    terminal.result(figures, "\n".join(lines))
+
+
+def setting_text(settings: dict[str, Any]) -> str:
+    """Settings on a line.
+
+    Example:
+        >>> setting_text({"eta": 0.5, "strength": 0.8})
+        'eta=0.5 strength=0.8'
+    """
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "as published"
+
+
+def _ablations(
+    terminal: Session, given: EditOptions, bench: Benchmark, output: Path | None, limit: int | None
+) -> None:
+    from rectiflow.evaluate.edit_ablations import ABLATIONS, LIMIT, ablate, bench_for
+    from rectiflow.evaluate.edit_plots import ablation_plots
+    from rectiflow.evaluate.edit_table import write_csv
+    from rectiflow.evaluate.edit_workers import work_ahead
+    from rectiflow.report.figures import save_figure
+
+    n = LIMIT if limit is None else limit
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    folder = None if output is None else options.output_folder(output / "ablations")
+    for name, ablation in ABLATIONS.items():
+        work_ahead(bench_for(bench, name), ablation.jobs, n, given.processes or 1)
+        done = ablate(bench, name, limit=n)
+        found[name] = done.figures
+        if folder is not None:
+            write_json(done.figures, folder / f"{name}.json")
+            write_csv(done.rows, folder / f"{name}.csv")
+            for shown, plot in ablation_plots(done.figures).items():
+                ending = "" if shown == "target_psnr" else f"-{shown.replace('_', '-')}"
+                save_figure(plot, folder / f"{name}{ending}.svg")
+        lines += _ablation_text(name, done.figures["series"].values())
+    terminal.result({"n": n, "ablations": found}, "\n".join(lines))
+
+
+def _ablation_text(name: str, series: Iterable[Any]) -> list[str]:
+    return [name, *(f"  {entry['sentence']}" for entry in series)]
+
+
+def write_json(figures: dict[str, Any], file: Path) -> None:
+    """Write figures under a temporary name that is renamed."""
+    unfinished = file.with_name(file.name + ".tmp")
+    unfinished.write_text(json_text(figures) + "\n", encoding="utf-8")
+    unfinished.replace(file)

@@ -1,0 +1,142 @@
+"""The table of the benchmark of edits: all methods side by side, as JSON data and as CSV rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rectiflow.emoji.edits import KINDS, EditCase
+from rectiflow.errors import InputError
+from rectiflow.evaluate.edit_parts import Part
+from rectiflow.evaluate.edit_scores import paired, summary, tied
+from rectiflow.evaluate.emoji_edits import Benchmark, cases
+from rectiflow.invert.presets import Preset
+
+OURS = ("exact", "fast")
+"""What every other method is compared with."""
+
+
+def evaluate_emoji_edits(
+    bench: Benchmark, rows: Mapping[str, str | Preset], *, limit: int | None = None
+) -> tuple[dict[str, Any], dict[str, Part], list[EditCase]]:
+    """Run methods over the benchmark.
+
+    Args:
+        bench: the model, and where results are kept.
+        rows: what to compare, by name, from `chosen_methods`.
+        limit: how many edits; all when None.
+
+    Returns:
+        The figures as design.md's JSON has them, each method's results, and the edits.
+    """
+    edits = cases(limit, bench.first_seed)
+    parts = {name: bench.run(edits, method, name) for name, method in rows.items()}
+    return table(bench, rows, parts, edits), parts, edits
+
+
+def table(
+    bench: Benchmark,
+    rows: Mapping[str, str | Preset],
+    parts: Mapping[str, Part],
+    edits: Sequence[EditCase],
+) -> dict[str, Any]:
+    """The figures of results that are there."""
+    kinds = np.array([case.kind for case in edits])
+    return about(bench, edits) | {
+        "masks": bench.masks,
+        "methods": {
+            name: summary(part.columns, kinds) | {"settings": bench.made(rows[name]).settings}
+            for name, part in parts.items()
+        },
+        "paired": pairs(parts),
+    }
+
+
+def about(bench: Benchmark, edits: Sequence[EditCase]) -> dict[str, Any]:
+    """What all figures of a benchmark have to say first."""
+    return {
+        "n": len(edits),
+        "seeds": [bench.first_seed, bench.first_seed + -(-len(edits) // len(KINDS)) - 1],
+        "model": bench.model.name,
+        "weight_hash": bench.model.weight_hash,
+        "dtype": str(bench.model.dtype).removeprefix("torch."),
+        "batch_size": bench.batch_size,
+    }
+
+
+def pairs(parts: Mapping[str, Part]) -> dict[str, dict[str, float]]:
+    """``exact − X`` and ``fast − X`` of `target_psnr` for every other method X."""
+    return {
+        f"{ours} - {rival}": paired(
+            parts[ours].columns["target_psnr"], parts[rival].columns["target_psnr"]
+        )
+        for ours in OURS
+        if ours in parts
+        for rival in parts
+        if rival not in (ours, "bound")
+    }
+
+
+def ties(figures: Mapping[str, Any], ours: str = "exact") -> list[str]:
+    """Methods that the figures do not tell apart from ours: the paired interval has 0 in it."""
+    start = f"{ours} - "
+    return [
+        name.removeprefix(start)
+        for name, difference in figures["paired"].items()
+        if name.startswith(start) and tied(difference)
+    ]
+
+
+def per_edit(parts: Mapping[str, Part], edits: Sequence[EditCase]) -> list[dict[str, Any]]:
+    """A row per edit and method; None where an edit has no such figure."""
+    return [
+        {
+            "edit": number,
+            "kind": case.kind,
+            "seed": case.seed,
+            "source_prompt": case.source_prompt,
+            "target_prompt": case.target_prompt,
+            "method": name,
+            **{
+                column: None if np.isnan(values[number - 1]) else float(values[number - 1])
+                for column, values in part.columns.items()
+            },
+        }
+        for number, case in enumerate(edits, start=1)
+        for name, part in parts.items()
+    ]
+
+
+def per_method(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per method: every mean with its interval, and the means by kind."""
+    rows = []
+    for name, entry in figures["methods"].items():
+        row: dict[str, Any] = {"method": name}
+        for figure, value in entry.items():
+            if isinstance(value, int | float) or value is None:
+                row[figure] = value
+                low, high = entry["intervals"].get(figure, (None, None))
+                if figure not in ("outside_n", "seconds"):
+                    row |= {f"{figure}_low": low, f"{figure}_high": high}
+        rows.append(row | {f"target_psnr_{kind}": v for kind, v in entry["by_kind"].items()})
+    return rows
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write rows of one shape, under a temporary name that is renamed.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    if not rows:
+        raise InputError(f"there is nothing to write into {file}")
+    unfinished = file.with_name(file.name + ".tmp")
+    with unfinished.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(file)
