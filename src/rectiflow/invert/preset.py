@@ -20,8 +20,9 @@ SchemeName = Literal[
     "rf_inversion",
     "dna",
     "interpolation",
+    "renoising",
 ]
-MethodName = Literal["two_branch", "uni_edit", "flow_edit", "dna_edit", "rf_inversion"]
+MethodName = Literal["two_branch", "renoised", "uni_edit", "flow_edit", "dna_edit", "rf_inversion"]
 Compensate = Literal["source", "both", "none"]
 Inject = Literal["image", "all"]
 Feature = Literal["query", "key", "value"]
@@ -32,20 +33,23 @@ SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
     "rf_inversion": ("gamma", "noise_seed"),
     "dna": ("noise_seed",),
     "interpolation": ("noise_seed",),
+    "renoising": ("noise_seed",),
 }
 """Which fields a scheme reads beside those that all of them share."""
+CONTROL_FIELDS = (
+    "compensate",
+    "adaln_ratio",
+    "attention_ratio",
+    "inject",
+    "features",
+    "first_site",
+    "source_features",
+    "keep_features",
+    "mask_threshold",
+)
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
-    "two_branch": (
-        "compensate",
-        "adaln_ratio",
-        "attention_ratio",
-        "inject",
-        "features",
-        "first_site",
-        "source_features",
-        "keep_features",
-        "mask_threshold",
-    ),
+    "two_branch": CONTROL_FIELDS,
+    "renoised": (*CONTROL_FIELDS, "noise_seed"),
     "uni_edit": ("omega",),
     "flow_edit": ("noise_seed", "n_avg", "n_min", "source_guidance_scale"),
     "dna_edit": ("eta",),
@@ -168,11 +172,14 @@ class Preset:
         for name in RATIOS:
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")
-        if int(self.strength * self.num_inference_steps + 1e-9) < 1:
+        gone = int(self.strength * self.num_inference_steps + 1e-9)
+        if gone < 1:
             raise InputError(
                 f"strength {self.strength} of {self.num_inference_steps} steps leaves none: "
                 "raise one of them"
             )
+        if self.n_min > gone:
+            raise InputError(f"n_min is {self.n_min}; at most the {gone} steps that are gone")
         if self.average and self.stop_at_query:
             raise InputError("average and stop_at_query exclude each other: choose one")
         _check_choice("compensate", self.compensate, get_args(Compensate))

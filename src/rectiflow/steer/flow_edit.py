@@ -66,10 +66,12 @@ def flow_edit(
 
 def _sources(model: FlowModel, task: EditTask, preset: Preset) -> CountedVelocity:
     """The sources' field; α of a network with a guidance input is the same for both prompts."""
-    given = {"guidance_scale": preset.source_guidance_scale}
-    if not model.guidance_embeds:
-        given["true_cfg_scale"] = 1.0
-    return prompted(model, task.source, task, dataclasses.replace(preset, **given))
+    own = dataclasses.replace(
+        preset,
+        guidance_scale=preset.source_guidance_scale,
+        true_cfg_scale=preset.true_cfg_scale if model.guidance_embeds else 1.0,
+    )
+    return prompted(model, task.source, task, own)
 
 
 class Draws:

@@ -1,0 +1,63 @@
+"""Uni-Edit: go where the prompts disagree, and beyond (UniEdit-Flow, arXiv 2504.13109).
+
+In each step both prompts are asked at the target's state. With ``Δ = v_target − v_source`` and the
+map of disagreement ``M = minmax(mean_channels |Δ|)``, each sample's own,
+
+    ``v̂ = M v_target + (1 − M) v_source + ω (1 + M) Δ``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rectiflow.invert.preset import Preset
+from rectiflow.models.base import FlowModel
+from rectiflow.models.prompts import Conditioning
+from rectiflow.steer.prompted import end_step, prompted
+from rectiflow.steer.task import Edited, EditTask, StepCallback
+
+
+@torch.no_grad()
+def uni_edit(
+    model: FlowModel,
+    task: EditTask,
+    preset: Preset,
+    callback_on_step_end: StepCallback | None = None,
+) -> Edited:
+    """Run the targets from the inverted states of their sources to images.
+
+    Two network samples per target and step, four under guidance, which both prompts are under.
+    With equal prompts every ω gives what Euler generates from that state.
+    """
+    owners = list(task.owners)
+    both = Conditioning.cat([task.source[owners], task.target])
+    field = prompted(model, both, task, preset)
+    x = task.trajectory[0][owners]
+    for step in range(task.steps):
+        t, t_next = task.grid[step], task.grid[step + 1]
+        v_source, v_target = field(torch.cat([x, x]), t, step).chunk(2)
+        x = x + (t_next - t) * fused(v_source, v_target, preset.omega)
+        x = end_step(task, step, x, task.trajectory[step + 1][owners], callback_on_step_end)
+    return Edited(x, field.nfe, task.mask)
+
+
+def fused(v_source: Tensor, v_target: Tensor, omega: float) -> Tensor:
+    """``v̂`` of two velocities ``[T, C, h, w]``; finite where they are equal."""
+    delta = v_target - v_source
+    m = disagreement(delta)
+    return m * v_target + (1 - m) * v_source + omega * (1 + m) * delta
+
+
+def disagreement(delta: Tensor) -> Tensor:
+    """``M``: 0 where a sample's prompts disagree least, 1 where most; 0 all over where nowhere.
+
+    Args:
+        delta: the difference of the velocities, ``[T, C, h, w]``.
+
+    Returns:
+        ``[T, 1, h, w]``.
+    """
+    size = delta.abs().mean(1, keepdim=True)
+    least, most = size.amin((2, 3), keepdim=True), size.amax((2, 3), keepdim=True)
+    return (size - least) / (most - least).clamp_min(torch.finfo(size.dtype).tiny)
