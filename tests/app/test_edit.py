@@ -254,6 +254,74 @@ def test_wrong_pictures_are_one_line(run: Run, model: Path, photo: Path, cwd: Pa
     assert not (cwd / "out").exists() or not os.listdir(cwd / "out")
 
 
+def test_a_lora_on_every_command(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    """It changes what is made, is written down from anywhere, and an inversion knows its own."""
+    from tests.models.test_lora import write_lora
+
+    file = write_lora(cwd / "style", seed=1)
+    plain = ("--model", model, "--steps", 1)
+    words = (*plain, "--lora", "style/pytorch_lora_weights.safetensors@0.5")
+    run("generate", "a cat", *plain, "-o", "plain.png")
+    run("generate", "a cat", *words, "-o", "styled.png")
+    assert not np.array_equal(Image.open("plain.png"), Image.open("styled.png"))
+    assert read_png("styled.png")["lora"] == [f"{file}@0.5"]
+    assert "lora" not in read_png("plain.png")
+    assert run("invert", photo, "--prompt", "a cat", *words, "-o", "i.safetensors").code == 0
+    assert run("edit", "i.safetensors", "--to", "a dog", *words[:2], *words[4:]).code == 0
+    run("edit", "i.safetensors", "--to", "a dog", "--model", model).refuses(
+        "weights", "invert again"
+    )
+    run("generate", "a cat", *plain, "--lora", "none.safetensors").refuses("there is no LoRA none")
+
+
+def test_a_network_in_one_file(run: Run, model: Path, cwd: Path) -> None:
+    from shutil import copyfile
+
+    copyfile(model / "transformer" / "diffusion_pytorch_model.safetensors", "n.safetensors")
+    words = ("generate", "a cat", "--steps", 1, "--model")
+    run(*words, "n.safetensors").refuses("--base")
+    run(*words, model, "--base", model).refuses("base is for checkpoints in one file")
+    assert run(*words, "n.safetensors", "--base", model, "-o", "a.png").code == 0
+    run(*words, model, "-o", "b.png")
+    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
+    made = read_png("a.png")
+    assert (made["model"], made["base"]) == (str(cwd / "n.safetensors"), str(model))
+    run(*words, "m.safetensors", "--base", model).refuses("there is no file m.safetensors")
+
+
+def test_offloading_needs_an_accelerator(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    for offload in ("model", "sequential"):
+        words = ("--model", model, "--device", "cpu", "--offload", offload)
+        for command in (
+            ("generate", "a cat"),
+            ("invert", photo, "-o", "i.safetensors"),
+            ("edit", photo, "--to", "a dog"),
+        ):
+            run(*command, *words).refuses(f"offload='{offload}' needs an accelerator")
+    run("generate", "a cat", "--offload", "disk").refuses("--offload")
+
+
+def test_what_to_do_where_memory_runs_out(
+    run: Run, model: Path, photo: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of real calls of the network."""
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    def forward(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(SD3Transformer2DModel, "forward", forward)
+    for command in (
+        ("generate", "a cat"),
+        ("invert", photo, "-o", "i.safetensors"),
+        ("edit", photo, "--from", "a cat", "--to", "a dog"),
+    ):
+        run(*command, "--model", model).refuses(
+            "not enough memory on cpu", "weights of", "--dtype bfloat16, a smaller image", code=1
+        )
+
+
 def test_wrong_models_are_one_line(run: Run, model: Path, cwd: Path) -> None:
     from shutil import copytree
 

@@ -154,12 +154,12 @@ def _known_base(
     """The repository whose configurations diffusers uses for such a file."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    known = None
+    known: str = ""
     # Shapes it has not seen, of a pruned network say, end in errors of these kinds there.
     with suppress(LookupError, NameError, ValueError):
         known = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
     # Where it recognises nothing, diffusers takes a file for Stable Diffusion 1.5.
-    recognised = known is not None and "stable-diffusion-v1-5" not in known
+    recognised = known != "" and "stable-diffusion-v1-5" not in known
     if alone or not recognised:
         what = "has no more than a network in it" if alone else "is of a kind diffusers cannot tell"
         such = f", such as {known}" if recognised else ""
