@@ -174,6 +174,7 @@ class FluxModel(FlowModel):
 
         dev is told `cond.guidance`; 1, the guidance of inversion, where that is not given.
         """
+        assert cond.pooled is not None
         dtype = self.dtype
         sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
         guidance = None
@@ -205,8 +206,11 @@ class FluxModel(FlowModel):
 
 def _fused_site(attention: Any) -> AttentionSite:
     """The site of a single block's attention, whose one stream is [text, image]."""
-    fused = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v}
-    return AttentionSite(attention, image=fused, text=None)
+    return AttentionSite(
+        attention,
+        image={"query": attention.to_q, "key": attention.to_k, "value": attention.to_v},
+        text=None,
+    )
 
 
 def _pack(latents: Tensor) -> Tensor:
