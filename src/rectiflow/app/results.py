@@ -82,7 +82,7 @@ def write_pictures(
             "negative_prompt": None,
             "seed": inversion.seed,
             "num_inference_steps": inversion.preset.num_inference_steps,
-            "guidance_scale": inversion.preset.guidance_scale,
+            "guidance_scale": inversion.guidance_scale,
             "grid": inversion.preset.grid,
             "method": "euler",
             "height": result.source.height,
@@ -142,10 +142,11 @@ def as_data(
 
 def inversion_data(inversion: Inversion) -> dict[str, Any]:
     """What an inversion cost and how good it is."""
+    noise = inversion.noise_statistics
     return {
         "nfe": inversion.nfe,
         "seconds": inversion.seconds,
-        "noise": dataclasses.asdict(inversion.noise_statistics),
+        "noise": None if noise is None else dataclasses.asdict(noise),
         "residual": inversion.residual,
     }
 

@@ -119,17 +119,21 @@ def from_seed(
     seed: int,
     *,
     preset: str | Preset = "exact",
+    guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
     **settings: Any,
 ) -> Inversion:
     """The path of a generated image: no inversion is needed, the flow itself came that way.
 
+    For a preset whose path is no inversion, its own path to the generated image.
+
     Args:
         model: from `rectiflow.load`.
         source_prompt: what to generate.
         seed: of its noise.
-        preset: a name of `PRESETS` or a `Preset`; its guidance generates the image.
+        preset: a name of `PRESETS` or a `Preset`.
+        guidance_scale: of the generation; the model's default when None.
         height: in pixels; the model's default when None.
         width: in pixels; the model's default when None.
         **settings: fields of the preset to replace.
@@ -142,23 +146,31 @@ def from_seed(
     started = time.perf_counter()
     height, width = height or model.default_size, width or model.default_size
     noise = initial_noise(model, [seed], height, width)
-    grid = grid_for(model, chosen, noise)
+    if guidance_scale is None:
+        guidance_scale = model.default_guidance_scale
+    whole = grid_for(model, dataclasses.replace(chosen, strength=1.0), noise)
     solution = generate_latents(
         model,
         [source_prompt],
         noise,
-        guidance_scale=chosen.guidance_scale,
-        grid=grid,
+        guidance_scale=guidance_scale,
+        grid=whole,
         keep_trajectory=True,
     )
     assert solution.trajectory is not None
+    grid = grid_for(model, chosen, noise)
     size = (width, height)
-    steps = len(grid) - 1
+    steps, nfe = len(grid) - 1, solution.nfe
     path = InversionResult(
-        trajectory=solution.trajectory,
+        trajectory=solution.trajectory[-steps - 1 :],
         residuals=torch.zeros(steps, 1),
-        evaluations=torch.full((steps, 1), solution.nfe // steps),
+        evaluations=torch.full((steps, 1), nfe // (len(whole) - 1)),
+        scheme="euler",
     )
+    if not SCHEMES[chosen.scheme].inverts:
+        field = GuidedVelocity(model, model.encode_prompt([source_prompt]))
+        path = invert_latents(field, solution.x, grid, chosen)
+        nfe += int(path.evaluations.sum())
     return Inversion(
         model=model,
         path=path,
@@ -166,9 +178,10 @@ def from_seed(
         source_prompt=source_prompt,
         preset=chosen,
         restore=Restore(size, size, (0, 0), size),
-        nfe=solution.nfe,
+        nfe=nfe,
         seconds=time.perf_counter() - started,
         seed=seed,
+        guidance_scale=guidance_scale,
     )
 
 

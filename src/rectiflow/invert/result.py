@@ -28,6 +28,9 @@ class InversionResult:
     """``[N, B, ...]``: where the generating step asks the field, from ``x_i``; None for zero."""
     features: FeatureStore | None = None
     """The network's features at those places, if they were recorded."""
+    scheme: str | None = None
+    """Of `SCHEMES`, what generates along the path, where that is not the preset's: a generated
+    image's path is Euler's, however an image would have been inverted."""
 
     @classmethod
     def unsolved(

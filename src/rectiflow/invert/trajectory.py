@@ -62,6 +62,8 @@ class Inversion:
     seconds: float
     seed: int | None = None
     """The seed of a generated source; None for a real image."""
+    guidance_scale: float = 1.0
+    """Under which a generated source was generated; inversion runs without guidance."""
 
     @property
     def trajectory(self) -> Tensor:
@@ -84,9 +86,18 @@ class Inversion:
         return self.trajectory[-1]
 
     @property
-    def noise_statistics(self) -> NoiseStatistics:
-        """How far the noise is from N(0, I)."""
+    def noise_statistics(self) -> NoiseStatistics | None:
+        """How far the noise is from N(0, I); None where the path does not begin at noise that the
+        model found.
+        """
+        if not self.inverted or self.preset.strength < 1:
+            return None
         return noise_statistics(self.noise)
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the path is one along which the model itself moves, back or forth."""
+        return SCHEMES[self.preset.scheme].inverts
 
     @property
     def residual(self) -> float:
@@ -102,11 +113,6 @@ class Inversion:
         """The prompt under which the path was found."""
         return "" if self.preset.inversion_prompt == "empty" else self.source_prompt
 
-    @property
-    def guidance_scale(self) -> float:
-        """Of the path: a generated one has the preset's, an inverted one none."""
-        return self.preset.guidance_scale if self.seed is not None else 1.0
-
     @torch.no_grad()
     def reconstruct(self, compensate: bool = True) -> Reconstruction:
         """Generate the image again from its noise under the source prompt.
@@ -117,9 +123,11 @@ class Inversion:
                 result shows how good the inversion is.
         """
         cond = self.model.encode_prompt([self.inverted_prompt])
-        velocity = GuidedVelocity(self.model, cond, None, self.guidance_scale)
+        guidance = self.guidance_scale if self.inverted else 1.0
+        velocity = GuidedVelocity(self.model, cond, None, guidance)
         counted = CountedVelocity(velocity)
-        solver = SCHEMES[self.preset.scheme].solver(self.path, self.grid, torch.zeros(1).long())
+        scheme = SCHEMES[self.path.scheme or self.preset.scheme]
+        solver = scheme.solver(self.path, self.grid, torch.zeros(1).long())
         sizes, memory, x = [], None, self.noise
         for step, (t, t_next) in enumerate(pairwise(self.grid)):
             landed, memory = solver.step(counted, x, t, t_next, step, memory)
@@ -150,7 +158,8 @@ class Inversion:
             "nfe": self.nfe,
             "seconds": self.seconds,
             "seed": self.seed,
-            "noise": dataclasses.asdict(self.noise_statistics),
+            "guidance_scale": self.guidance_scale,
+            "scheme": self.path.scheme,
         }
         tensors = {"grid": self.grid, "trajectory": self.trajectory}
         tensors |= {"residuals": self.path.residuals, "evaluations": self.path.evaluations}
@@ -179,7 +188,7 @@ class Inversion:
                 version = about["format"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
                 grid = tensors.pop("grid")
-                path_of_states = InversionResult(**tensors)
+                path_of_states = InversionResult(**tensors, scheme=about["scheme"])
         except FileNotFoundError:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -210,4 +219,5 @@ class Inversion:
             nfe=about["nfe"],
             seconds=about["seconds"],
             seed=about["seed"],
+            guidance_scale=about["guidance_scale"],
         )

@@ -117,7 +117,7 @@ class EditResult:
             times=inversion.grid.tolist(),
             residuals=inversion.residuals,
             compensation=exact.compensation.tolist(),
-            noise=Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
+            noise=noise and Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
             nfe_inversion=inversion.nfe,
             nfe_editing=self.edit_nfe,
             seconds_inversion=inversion.seconds,
@@ -265,8 +265,7 @@ def _warnings(
     if negative_prompt and preset.guidance_scale == 1:
         found.append("The negative prompt has no effect at guidance 1.")
     noise = inversion.noise_statistics
-    whole = inversion.preset.strength == 1  # else the path does not begin at noise
-    if whole and (abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25):
+    if noise is not None and (abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25):
         found.append(
             f"The noise found is unlike N(0, I) (norm {noise.norm:.2f} instead of 1, neighbours "
             f"correlate by {noise.autocorrelation:.2f}): the model does not know images like this "

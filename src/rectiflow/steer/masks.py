@@ -47,6 +47,19 @@ class DerivedMask:
         return ((heat - 0.5 * self.threshold) / (0.5 * self.threshold)).clamp(0, 1)
 
 
+def disagreement(difference: Tensor) -> Tensor:
+    """How much two velocities differ in each cell, from 0 to 1 within each row, ``[B, 1, h, w]``.
+
+    ``minmax(mean_channels |Δ|)`` (UniEdit-Flow, arXiv 2504.13109); 0 where they agree everywhere.
+
+    Args:
+        difference: Δ, ``[B, C, h, w]``.
+    """
+    size = difference.abs().mean(1, keepdim=True)
+    low, high = size.amin((2, 3), keepdim=True), size.amax((2, 3), keepdim=True)
+    return (size - low) / (high - low).clamp_min(1e-12)
+
+
 def latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
     """A pixel mask ``[B, 1, H, W]`` at the latents' size: a cell counts if any pixel does."""
     return F.adaptive_max_pool2d(mask, tuple(shape[-2:]))

@@ -85,7 +85,7 @@ def two_branch(
                 memory = None  # nothing is remembered of sources that come in later
             rows = len(x)
             owned = torch.tensor([*range(len(source))] * needed + owners)
-            solver = SCHEMES[preset.scheme].solver(path, task.grid, owned)
+            solver = SCHEMES[path.scheme or preset.scheme].solver(path, task.grid, owned)
             landed, memory = solver.step(field, x, t, t_next, step, memory)
             here = landed[: len(source)] if needed else None
             moved = landed[len(landed) - len(owners) :]
