@@ -8,7 +8,8 @@ import pytest
 
 from rectiflow.errors import InputError
 from rectiflow.invert import PRESETS, Preset, get_preset
-from rectiflow.invert.presets import INVERSION_SETTINGS
+from rectiflow.invert.features import active_steps
+from rectiflow.invert.presets import INVERSION_SETTINGS, method_name
 
 
 def test_the_papers_preset() -> None:
@@ -20,9 +21,76 @@ def test_the_papers_preset() -> None:
 
 
 def test_every_preset_passes_its_own_check() -> None:
-    assert {"exact", "ftedit", "euler"} <= set(PRESETS)
+    assert list(PRESETS)[:4] == ["exact", "fast", "ftedit", "euler"]  # our own come first
     for preset in PRESETS.values():
         preset.check()
+
+
+def test_every_preset_has_a_reference_of_its_own_and_is_known_by_it() -> None:
+    assert len({preset.reference for preset in PRESETS.values()}) == len(PRESETS)
+    for name, preset in PRESETS.items():
+        assert method_name(preset) == name
+        assert (
+            method_name(dataclasses.replace(preset, num_inference_steps=77)) == f"{name}, changed"
+        )
+
+
+# What the papers and their scripts say; guidance is the target's.
+PEERS: dict[str, dict[str, object]] = {
+    "directedit": {"num_inference_steps": 30, "guidance_scale": 2.0, "scheme": "query_offset"},
+    "rf-solver": {"num_inference_steps": 30, "guidance_scale": 2.0, "scheme": "midpoint"},
+    "fireflow": {"num_inference_steps": 8, "guidance_scale": 2.0, "scheme": "fireflow"},
+    "rf-inversion": {"num_inference_steps": 28, "gamma": 0.5, "eta": 0.9, "eta_ratio": 0.25},
+    "uniedit": {"num_inference_steps": 15, "strength": 0.6, "omega": 5.0},
+    "flowedit": {"source_guidance_scale": 3.5, "guidance_scale": 13.5, "n_avg": 1, "n_min": 0},
+    "flowedit-flux": {"source_guidance_scale": 1.5, "guidance_scale": 5.5, "n_avg": 1, "n_min": 0},
+    "dnaedit": {"num_inference_steps": 40, "guidance_scale": 3.5, "eta": 0.8},
+    "dnaedit-flux": {"num_inference_steps": 28, "guidance_scale": 2.5, "eta": 0.8},
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_peers_presets(name: str) -> None:
+    for field, value in PEERS[name].items():
+        assert getattr(PRESETS[name], field) == value, field
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "gone"),
+    [
+        ("uniedit", 15, 9),
+        ("flowedit", 50, 33),
+        ("flowedit-flux", 28, 24),
+        ("dnaedit", 40, 27),
+        ("dnaedit-flux", 28, 24),
+    ],
+)
+def test_how_many_steps_are_gone(name: str, steps: int, gone: int) -> None:
+    preset = PRESETS[name]
+    assert preset.num_inference_steps == steps
+    assert int(preset.strength * steps + 1e-9) == gone
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "steps", "sites"),
+    [("rf-solver", 5, 30, 18), ("fireflow", 1, 8, 38), ("directedit", 3, 30, 57)],
+)
+def test_where_features_are_shared_on_flux(name: str, ratio: int, steps: int, sites: int) -> None:
+    """Of its 19 double and 38 single blocks."""
+    preset = PRESETS[name]
+    assert active_steps(preset.attention_ratio, steps) == ratio
+    assert 57 - int(preset.first_site * 57 + 1e-9) == sites
+    assert (preset.features, preset.inject, preset.adaln_ratio) == (("value",), "all", 0.0)
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    with pytest.raises(InputError, match="omega has no effect on the scheme fixed_point with"):
+        get_preset("exact", omega=1.0)
+    with pytest.raises(InputError, match="iterations has no effect on the scheme uni_inv"):
+        get_preset("uniedit", iterations=3)
+    assert get_preset("uniedit", iterations=None, omega=1.0).omega == 1.0
+    # What a field that is read replaces may make others readable.
+    assert get_preset("exact", scheme="euler", time="cleaner").time == "cleaner"
 
 
 def test_fields_are_replaced_and_none_leaves_them_alone() -> None:
@@ -54,6 +122,12 @@ def test_editing_after_anothers_inversion() -> None:
         ({"inject": "text"}, "inject is 'text'; one of: image, all"),
         ({"scheme": "newton"}, "scheme is 'newton'; one of"),
         ({"time": "middle"}, "time is 'middle'; one of"),
+        ({"strength": 0.01}, "strength 0.01 of 30 steps leaves none"),
+        ({"method": "prompting"}, "method is 'prompting'; one of: two_branch, "),
+        ({"eta": 1.5}, "eta is 1.5; from 0 to 1"),
+        ({"n_avg": 0}, "n_avg is 0; at least 1"),
+        ({"n_min": -1}, "n_min is -1; at least 0"),
+        ({"omega": float("inf")}, "omega is inf; a finite number"),
         ({"features": ("value", "output")}, "features is 'output'; one of: query, key, value"),
     ],
 )
@@ -64,5 +138,5 @@ def test_wrong_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(InputError, match="preset is 'best'; one of: exact, ftedit, euler"):
+    with pytest.raises(InputError, match="preset is 'best'; one of: exact, fast, ftedit, euler, "):
         get_preset("best")

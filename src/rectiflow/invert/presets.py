@@ -54,6 +54,122 @@ PRESETS: dict[str, Preset] = {
         adaln_ratio=0.0,
         attention_ratio=0.0,
     ),
+    "directedit": Preset(
+        reference="DirectEdit: Step-Level Accurate Inversion for Flow-Based Image Editing",
+        # Its script: 30 steps, inverted at guidance 1 and edited at 2; values of all tokens, for 3
+        # steps in the paper.
+        scheme="query_offset",
+        guidance_scale=2.0,
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=3 / 30,
+        inject="all",
+        source_features="inversion",
+    ),
+    "two-step": Preset(
+        reference="A time-symmetric two-step inversion, and FTEdit's controls",
+        scheme="two_step",
+        compensate="none",
+        adaln_ratio=0.07,
+        attention_ratio=0.35,
+        source_features="inversion",
+    ),
+    "rf-solver": Preset(
+        reference="Taming Rectified Flow for Inversion and Editing (RF-Solver, RF-Edit)",
+        # Its README: 30 steps at guidance 2, of which 2 to 8 share. Its code: the last 18 single
+        # blocks of FLUX, before which there are 39 of 57 attentions.
+        scheme="midpoint",
+        guidance_scale=2.0,
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=5 / 30,
+        inject="all",
+        first_site=39 / 57,
+        source_features="inversion",
+    ),
+    "fireflow": Preset(
+        reference="FireFlow: Fast Inversion of Rectified Flow for Image Semantic Editing",
+        # Its README: 8 steps at guidance 2, of which the first shares. Its code: the single blocks
+        # of FLUX, before which there are 19 of 57 attentions.
+        num_inference_steps=8,
+        scheme="fireflow",
+        guidance_scale=2.0,
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=1 / 8,
+        inject="all",
+        first_site=19 / 57,
+        source_features="inversion",
+    ),
+    "rf-inversion": Preset(
+        reference="Semantic Image Inversion and Editing using Rectified Stochastic Differential "
+        "Equations (RF-Inversion)",
+        num_inference_steps=28,
+        scheme="rf_inversion",
+        inversion_prompt="empty",
+        gamma=0.5,
+        method="rf_inversion",
+        guidance_scale=3.5,
+        eta=0.9,
+        eta_ratio=0.25,
+    ),
+    "uniedit": Preset(
+        reference="UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models",
+        num_inference_steps=15,
+        strength=0.6,
+        scheme="uni_inv",
+        method="uni_edit",
+        omega=5.0,
+    ),
+    "flowedit": Preset(
+        reference="FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models, "
+        "as for Stable Diffusion 3",
+        num_inference_steps=50,
+        strength=33 / 50,
+        scheme="interpolation",
+        method="flow_edit",
+        source_guidance_scale=3.5,
+        guidance_scale=13.5,
+    ),
+    "flowedit-flux": Preset(
+        reference="FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models, "
+        "as for FLUX",
+        num_inference_steps=28,
+        strength=24 / 28,
+        scheme="interpolation",
+        method="flow_edit",
+        source_guidance_scale=1.5,
+        guidance_scale=5.5,
+    ),
+    "dnaedit": Preset(
+        reference="DNAEdit: Direct Noise Alignment for Text-Guided Rectified Flow Editing, "
+        "as for Stable Diffusion 3.5 medium",
+        num_inference_steps=40,
+        strength=27 / 40,
+        scheme="dna",
+        method="dna_edit",
+        guidance_scale=3.5,
+        eta=0.8,
+    ),
+    "dnaedit-flux": Preset(
+        reference="DNAEdit: Direct Noise Alignment for Text-Guided Rectified Flow Editing, "
+        "as for FLUX",
+        num_inference_steps=28,
+        strength=24 / 28,
+        scheme="dna",
+        method="dna_edit",
+        guidance_scale=2.5,
+        eta=0.8,
+    ),
+    "sdedit": Preset(
+        reference="SDEdit: Guided Image Synthesis and Editing with Stochastic Differential "
+        "Equations, on a flow",
+        strength=0.75,
+        scheme="interpolation",
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=0.0,
+    ),
 }
 
 
