@@ -28,6 +28,7 @@ from rectiflow.steer.alignment import Alignment, align
 from rectiflow.steer.editing import edit_latents
 from rectiflow.steer.masks import latent_mask
 from rectiflow.steer.task import EditTask, StepCallback
+from rectiflow.steer.warnings import edit_warnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,7 @@ def edit(
     targets = as_prompts(prompts)
     drawn = None if mask is None else load_image(mask)  # a bad file is found before the work
     inversion = _inverted(model, image, source_prompt, seed, chosen)
-    warnings = _warnings(inversion, targets, negative_prompt, chosen)
+    warnings = edit_warnings(inversion, targets, negative_prompt, chosen)
     started = time.perf_counter()
     alignments = [align(model, inversion.source_prompt, target) for target in targets]
     cells = None
@@ -242,33 +243,3 @@ def _check_reuse(
                 f"the inversion was made with {name} {made[name]!r} and not {value!r}: "
                 f"leave {name} out, or invert again"
             )
-
-
-def _warnings(
-    inversion: Inversion, targets: Sequence[str], negative_prompt: str | None, preset: Preset
-) -> list[str]:
-    """What a user should know before trusting the result, in plain words."""
-    found = []
-    prompts = [inversion.source_prompt, *targets]
-    for segment in inversion.model.tokenize(prompts):
-        for prompt, cut in dict(zip(prompts, segment.cut, strict=True)).items():
-            if cut:
-                found.append(
-                    f"The prompt {prompt!r} is longer than the {segment.length} tokens "
-                    f"{segment.name} takes: {cut!r} is left out."
-                )
-    if not inversion.source_prompt:
-        found.append(
-            "No source prompt was given, so the image was inverted under the empty prompt; "
-            "saying what it shows usually keeps more of it."
-        )
-    if negative_prompt and preset.guidance_scale == 1:
-        found.append("The negative prompt has no effect at guidance 1.")
-    noise = inversion.noise_statistics
-    if noise is not None and (abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25):
-        found.append(
-            f"The noise found is unlike N(0, I) (norm {noise.norm:.2f} instead of 1, neighbours "
-            f"correlate by {noise.autocorrelation:.2f}): the model does not know images like this "
-            "one, and edits may look wrong although the reconstruction is exact."
-        )
-    return found
