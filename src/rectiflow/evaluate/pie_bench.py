@@ -227,6 +227,9 @@ def _edit_all(model: FlowModel, run: Run, share: Sequence[PieEdit]) -> None:
     for entry in _progress([e for e in share if not run.result(e).is_file()], "editing"):
         if parent is not None and not parent.is_alive():
             return  # it was killed, and may be running again by now
+        # Noise, where a method draws any, is an item's own: it depends on no other item.
+        seed = run.preset.noise_seed + entry.number
+        preset = dataclasses.replace(run.preset, noise_seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the result has them all, in full
             result = edit(
@@ -234,7 +237,7 @@ def _edit_all(model: FlowModel, run: Run, share: Sequence[PieEdit]) -> None:
                 entry.picture,
                 source_prompt=entry.source_prompt,
                 prompts=[entry.target_prompt],
-                preset=run.preset,
+                preset=preset,
             )
         made = {
             "command": "evaluate pie-bench",
@@ -243,7 +246,7 @@ def _edit_all(model: FlowModel, run: Run, share: Sequence[PieEdit]) -> None:
             "weight_hash": model.weight_hash,
             "source_prompt": entry.source_prompt,
             "prompts": [entry.target_prompt],
-            "settings": dataclasses.asdict(run.preset),
+            "settings": dataclasses.asdict(preset),
             "nfe": result.nfe["total"],
             "warned": result.warnings,
         }

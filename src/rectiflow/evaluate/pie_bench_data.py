@@ -44,6 +44,8 @@ class PieEdit:
     """One entry of the mapping file."""
 
     id: str
+    number: int
+    """Its place in the mapping file, from 0."""
     picture: Path
     """The source's file."""
     path: PurePosixPath
@@ -127,12 +129,13 @@ def read_pie_bench(folder: Path, limit: int | None = None) -> PieBench:
         raise InputError(f"{file} is not JSON ({error}): download it again") from error
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(f"{file} is not an object of id → edit: download it again")
-    edits = tuple(_entry(folder, key, entry) for key, entry in list(mapping.items())[:limit])
+    entries = list(mapping.items())[:limit]
+    edits = tuple(_entry(folder, number, *entry) for number, entry in enumerate(entries))
     _check_pictures(edits)
     return PieBench(folder, edits, hashlib.sha256(raw).hexdigest())
 
 
-def _entry(folder: Path, key: str, entry: Any) -> PieEdit:
+def _entry(folder: Path, number: int, key: str, entry: Any) -> PieEdit:
     def wrong(what: str) -> InputError:
         return InputError(f"{folder / MAPPING}, entry {key!r}: {what}; download it again")
 
@@ -157,6 +160,7 @@ def _entry(folder: Path, key: str, entry: Any) -> PieEdit:
         raise wrong("mask is not a list of (start, length) pairs")
     return PieEdit(
         id=key,
+        number=number,
         picture=folder / PICTURES / path,
         path=path,
         source_prompt=_plain(entry["original_prompt"]),
