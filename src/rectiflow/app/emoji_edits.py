@@ -127,6 +127,7 @@ def emoji_edits(
     device: str | None,
     output: Path | None,
     limit: int | None,
+    command: str,
 ) -> None:
     """Measure methods, tune them, or vary settings; what an output folder has is not made again."""
     given.check()
@@ -139,7 +140,7 @@ def emoji_edits(
     elif given.ablations:
         _ablations(terminal, given, _bench(loaded, given, output), output, limit)
     else:
-        _table(terminal, given, loaded, chosen, output, limit)
+        _table(terminal, given, loaded, chosen, output, limit, command)
 
 
 def _chosen(file: Path | None) -> dict[str, dict[str, Any]]:
@@ -176,9 +177,11 @@ def _table(
     chosen: dict[str, dict[str, Any]],
     output: Path | None,
     limit: int | None,
+    command: str,
 ) -> None:
     from dataclasses import replace
 
+    from rectiflow.evaluate.edit_page import edits_page
     from rectiflow.evaluate.edit_table import (
         evaluate_emoji_edits,
         per_edit,
@@ -196,11 +199,24 @@ def _table(
     work_ahead(bench, list(rows.items()), limit, given.processes or 1, clip)
     figures, parts, edits = evaluate_emoji_edits(bench, rows, limit=limit)
     if output is not None:
-        name = "emoji-edits" if bench.masks == "none" else "emoji-edits-masked"
+        names = ["emoji-edits", "emoji-edits-masked"]
+        name, other = names if bench.masks == "none" else names[::-1]
         write_json(figures, output / f"{name}.json")
         write_csv(per_method(figures), output / f"{name}.csv")
         write_csv(per_edit(parts, edits), output / f"{name}-per-edit.csv")
+        tables = [figures, *_comparable(output / f"{other}.json", figures)]
+        page = edits_page(tables, parts, edits, command=command)
+        _write_text(page, output / f"{name}.html")
     terminal.result(figures, table_text(figures))
+
+
+def _comparable(file: Path, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table made with or without masks before, if it is of the same edits and model."""
+    if not file.exists():
+        return []
+    known = json.loads(file.read_text(encoding="utf-8"))
+    same = ("n", "seeds", "weight_hash", "dtype")
+    return [known] if all(known.get(key) == figures[key] for key in same) else []
 
 
 def table_text(figures: dict[str, Any]) -> str:
@@ -290,6 +306,10 @@ def _ablation_text(name: str, series: Iterable[Any]) -> list[str]:
 
 def write_json(figures: dict[str, Any], file: Path) -> None:
     """Write figures under a temporary name that is renamed."""
+    _write_text(json_text(figures) + "\n", file)
+
+
+def _write_text(text: str, file: Path) -> None:
     unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json_text(figures) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rectiflow.app import emoji_edits, options, pie_bench
-from rectiflow.app.console import Session, session
+from rectiflow.app.console import Session, command_line, session
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Suite(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     suite: Annotated[
         Suite,
         typer.Argument(
@@ -97,6 +98,7 @@ def evaluate(
                 device=device,
                 output=output,
                 limit=limit,
+                command=command_line(context),
             )
             return
         if output is not None:

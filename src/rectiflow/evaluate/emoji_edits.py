@@ -174,7 +174,8 @@ class Benchmark:
             if method not in REFERENCES:
                 raise InputError(f"{method!r} is no reference; one of: {', '.join(REFERENCES)}")
             shown = [case.source if method == "nothing" else case.target for case in batch]
-            images, nfe = self._decode(self.model.encode_image(pictures(shown))), 0.0
+            images = self._decode(self.model.encode_image(pictures(shown)))
+            nfe = np.zeros(len(batch))
         else:
             task = invert_cases(self.model, batch, method, self.masks)
             edited = edit_latents(self.model, task, method)
@@ -185,7 +186,7 @@ class Benchmark:
                 more["reconstruction_psnr"] = back.double().numpy()
         if not torch.isfinite(images).all():
             raise WorkError(f"{name}: {self.model.name} returned numbers that are not finite")
-        more["nfe"] = np.broadcast_to(nfe, len(batch)).copy()
+        more["nfe"] = nfe
         more["seconds"] = np.full(len(batch), (time.perf_counter() - started) / len(batch))
         return Part((images * 255).round().byte(), score(images, batch, self.clip) | more)
 
