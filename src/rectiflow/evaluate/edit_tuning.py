@@ -17,8 +17,8 @@ from rectiflow.evaluate.edit_table import about
 from rectiflow.evaluate.emoji_edits import Benchmark, cases
 from rectiflow.invert.presets import PRESETS, Preset
 
-LIMIT = 48
-BUDGET = 12
+LIMIT = 36
+BUDGET = 8
 """Candidates of every method beside its published setting."""
 
 Overrides = dict[str, Any]
@@ -37,34 +37,63 @@ def _grid(**values: Sequence[Any]) -> list[Overrides]:
     return combined
 
 
+PLAIN = {"guidance_scale": 1.0}
+"""Published guidance is that of large models, where it is an input of the network or sharpens."""
+FLOWEDIT = PLAIN | {"source_guidance_scale": 1.0, "num_inference_steps": 30}
+
 CANDIDATES: dict[str, list[Overrides]] = {
-    "exact": _grid(adaln_ratio=(0.0, 0.07, 0.2), attention_ratio=(0.15, 0.25, 0.45, 0.6)),
-    "fast": _grid(adaln_ratio=(0.0, 0.07, 0.2), attention_ratio=(0.15, 0.25, 0.45, 0.6)),
+    "exact": _grid(attention_ratio=(0.15, 0.25, 0.3))
+    + _grid(adaln_ratio=(0.0, 0.15))
+    + [{"features": ("key", "value")}, {"first_site": 0.5}, {"guidance_scale": 1.25}],
+    "fast": _grid(attention_ratio=(0.15, 0.25, 0.3))
+    + _grid(adaln_ratio=(0.0, 0.15))
+    + [{"features": ("key", "value")}, {"first_site": 0.5}, {"guidance_scale": 1.25}],
     "ftedit": _grid(
-        guidance_scale=(1.0, 2.0), adaln_ratio=(0.0, 0.1, 0.3), attention_ratio=(0.15, 0.35)
-    ),
-    "euler": _grid(guidance_scale=(1.25, 1.5, 2.0, 3.0), num_inference_steps=(15, 30, 60)),
-    "sdedit": _grid(strength=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8), guidance_scale=(1.0, 2.0)),
-    "rf-inversion": _grid(guidance_scale=(1.0, 2.0), gamma=(0.2, 0.5), eta=(0.3, 0.6, 0.9)),
-    "rf-solver": _grid(guidance_scale=(1.0, 1.5), attention_ratio=(0.1, 0.2, 0.35))
-    + _grid(guidance_scale=(1.0, 1.5), attention_ratio=(0.1, 0.2, 0.35), first_site=(0.0,)),
-    "fireflow": _grid(
-        num_inference_steps=(8, 15, 30), guidance_scale=(1.0, 1.5), attention_ratio=(0.2, 0.35)
-    ),
-    "uniedit": _grid(num_inference_steps=(15, 30), strength=(0.6, 0.8), omega=(0.5, 1.0, 2.0)),
-    "flowedit": _grid(
-        source_guidance_scale=(1.0,), guidance_scale=(1.5, 2.5), strength=(0.66, 0.8), n_avg=(1, 2)
+        guidance_scale=(1.0,), adaln_ratio=(0.0, 0.07, 0.3), attention_ratio=(0.15, 0.35)
     )
     + _grid(
-        source_guidance_scale=(1.0,),
-        guidance_scale=(1.5, 2.5),
-        strength=(0.8,),
-        num_inference_steps=(15, 30),
+        guidance_scale=(1.0, 1.5), adaln_ratio=(0.07,), attention_ratio=(0.35,), inject=("image",)
     ),
-    "dnaedit": _grid(guidance_scale=(1.0, 2.0), strength=(0.675, 0.85), eta=(0.5, 0.8, 1.0)),
-    "directedit": _grid(guidance_scale=(1.0, 1.5), attention_ratio=(0.0, 0.1, 0.2, 0.35))
-    + _grid(guidance_scale=(1.0,), attention_ratio=(0.1, 0.2, 0.35, 0.5), inject=("image",)),
-    "two-step": _grid(adaln_ratio=(0.0, 0.07, 0.2), attention_ratio=(0.15, 0.25, 0.45, 0.6)),
+    "euler": _grid(guidance_scale=(1.25, 1.5, 2.0))
+    + _grid(num_inference_steps=(15, 60))
+    + _grid(strength=(0.8, 0.9))
+    + [{"time": "noisier"}],
+    "sdedit": _grid(strength=(0.3, 0.4, 0.5, 0.6, 0.7, 0.9))
+    + _grid(strength=(0.5, 0.7), guidance_scale=(2.0,)),
+    "rf-inversion": _grid(guidance_scale=(1.0,), gamma=(0.2, 0.5), eta=(0.6, 0.9))
+    + _grid(guidance_scale=(1.0,), gamma=(0.2, 0.5), eta_ratio=(0.5,))
+    + _grid(guidance_scale=(1.0, 1.5), gamma=(0.0,)),
+    "rf-solver": _grid(
+        guidance_scale=(1.0,), first_site=(0.0, 39 / 57), attention_ratio=(0.1, 0.2, 0.35)
+    )
+    + _grid(
+        guidance_scale=(1.0,), first_site=(0.0,), attention_ratio=(0.2, 0.35), inject=("image",)
+    ),
+    "fireflow": _grid(
+        guidance_scale=(1.0,), num_inference_steps=(30,), attention_ratio=(0.1, 0.2, 0.35)
+    )
+    + _grid(
+        guidance_scale=(1.0,),
+        num_inference_steps=(15, 30),
+        attention_ratio=(0.35,),
+        first_site=(0.0,),
+        inject=("image",),
+    )
+    + _grid(guidance_scale=(1.0,), num_inference_steps=(8,), attention_ratio=(0.125, 0.25, 0.375)),
+    "uniedit": _grid(omega=(0.5, 1.0, 2.0), strength=(0.6, 0.8))
+    + _grid(omega=(0.5,), strength=(0.8, 0.9), num_inference_steps=(30,)),
+    "flowedit": [FLOWEDIT | other for other in _grid(strength=(0.8, 0.9, 0.95, 1.0))]
+    + [FLOWEDIT | other for other in _grid(guidance_scale=(1.5,), strength=(0.8, 0.9))]
+    + [FLOWEDIT | {"strength": 0.9, "n_avg": 2}]
+    + [FLOWEDIT | {"strength": 0.9, "guidance_scale": 1.25}],
+    "dnaedit": _grid(guidance_scale=(1.0,), strength=(0.675, 0.85, 1.0), eta=(0.8, 1.0))
+    + _grid(guidance_scale=(1.5,), strength=(0.85,), eta=(0.8, 1.0)),
+    "directedit": _grid(guidance_scale=(1.0,), attention_ratio=(0.1, 0.2))
+    + _grid(guidance_scale=(1.0,), attention_ratio=(0.0, 0.1, 0.2, 0.35, 0.45), inject=("image",))
+    + _grid(guidance_scale=(1.0,), attention_ratio=(0.35,), inject=("image",), first_site=(0.5,)),
+    "two-step": _grid(attention_ratio=(0.2, 0.45), adaln_ratio=(0.0, 0.07))
+    + _grid(attention_ratio=(0.35,), adaln_ratio=(0.0, 0.15))
+    + [{"features": ("key", "value")}, {"first_site": 0.5}],
 }
 """What is tried of every method that is tuned, beside what was published."""
 
