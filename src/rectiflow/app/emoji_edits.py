@@ -1,121 +1,20 @@
-"""``rectiflow evaluate emoji-edits``: its options, what it writes and what it prints."""
+"""``rectiflow evaluate emoji-edits``: what it writes and what it prints."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options
 from rectiflow.app.console import Session, json_text
+from rectiflow.app.edit_options import EditOptions
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
     from rectiflow.evaluate.emoji_edits import Benchmark
     from rectiflow.models.base import FlowModel
-
-
-class Masked(StrEnum):
-    """Whether methods are told where the edit belongs."""
-
-    none = "none"
-    given = "given"
-
-
-Methods = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,C",
-        help="emoji-edits: presets, and nothing or bound. By default all that fit the model.",
-        show_default=False,
-    ),
-]
-FirstSeed = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        help="emoji-edits: of the scenes. By default 2000000, and 1000000 for --tune.",
-        show_default=False,
-    ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="emoji-edits: edits at a time. By default 20.", show_default=False),
-]
-Masks = Annotated[
-    Masked | None,
-    typer.Option(
-        help="emoji-edits: given shows every method where the edit belongs, in a table of its own.",
-        show_default=False,
-    ),
-]
-Tuned = Annotated[
-    Path | None,
-    typer.Option(
-        help="emoji-edits: tuning.json of --tune; adds a row with what it chose for a method.",
-        show_default=False,
-    ),
-]
-Tune = Annotated[
-    bool,
-    typer.Option("--tune", help="emoji-edits: choose settings of each method on tuning seeds."),
-]
-Ablations = Annotated[
-    bool,
-    typer.Option(
-        "--ablations", help="emoji-edits: vary one setting of exact and ftedit at a time."
-    ),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="emoji-edits: processes, each with its own copy of the model and a share of the "
-        "methods.",
-        show_default=False,
-    ),
-]
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """The options that only emoji-edits takes, as they were given."""
-
-    methods: str | None = None
-    first_seed: int | None = None
-    batch_size: int | None = None
-    masks: Masked | None = None
-    tuned: Path | None = None
-    tune: bool = False
-    ablations: bool = False
-    processes: int | None = None
-
-    @property
-    def names(self) -> list[str] | None:
-        """The methods asked for."""
-        if self.methods is None:
-            return None
-        return [name for name in (part.strip() for part in self.methods.split(",")) if name]
-
-    def check(self) -> None:
-        """Refuse options that exclude each other.
-
-        Raises:
-            InputError: names them.
-        """
-        if self.tune and self.ablations:
-            raise InputError("--tune and --ablations are two runs: leave one out")
-        if (self.tune or self.ablations) and (self.masks or self.tuned):
-            raise InputError("--masks and --tuned are for the table: leave out --tune, --ablations")
-        if self.ablations and self.methods:
-            raise InputError("--ablations has its own methods: leave out --methods")
-        if self.methods is not None and not self.names:
-            raise InputError("--methods names none: leave it out, or give one")
 
 
 def emoji_edits(

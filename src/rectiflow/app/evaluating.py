@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rectiflow.app import emoji_edits, options, pie_bench
+from rectiflow.app import edit_options, emoji_edits, options, pie_bench
 from rectiflow.app.console import Session, command_line, session
 from rectiflow.errors import InputError
 
@@ -57,24 +57,24 @@ def evaluate(
     dino: pie_bench.Dino = None,
     clip: pie_bench.Clip = None,
     lpips_weights: pie_bench.LpipsWeights = None,
-    methods: emoji_edits.Methods = None,
-    first_seed: emoji_edits.FirstSeed = None,
-    batch_size: emoji_edits.BatchSize = None,
-    masks: emoji_edits.Masks = None,
-    tuned: emoji_edits.Tuned = None,
-    tune: emoji_edits.Tune = False,
-    ablations: emoji_edits.Ablations = False,
-    processes: emoji_edits.Processes = None,
+    methods: edit_options.Methods = None,
+    first_seed: edit_options.FirstSeed = None,
+    batch_size: edit_options.BatchSize = None,
+    masks: edit_options.Masks = None,
+    tuned: edit_options.Tuned = None,
+    tune: edit_options.Tune = False,
+    ablations: edit_options.Ablations = False,
+    processes: edit_options.Processes = None,
 ) -> None:
     """Measure models or editing methods on held-out scenes, or on PIE-Bench."""
     only_pie = pie_bench.PieOptions(
         data, make_data, preset, settings, workers, shard, metrics, dino, clip, lpips_weights
     )
-    only_edits = emoji_edits.EditOptions(
+    only_edits = edit_options.EditOptions(
         methods, first_seed, batch_size, masks, tuned, tune, ablations, processes
     )
     with session(as_json) as terminal:
-        if suite is not Suite.emoji_edits and only_edits != emoji_edits.EditOptions():
+        if suite is not Suite.emoji_edits and only_edits != edit_options.EditOptions():
             raise InputError(f"{suite.value} takes no option of emoji-edits: leave it out")
         if suite is Suite.pie_bench:
             pie_bench.pie_bench(
