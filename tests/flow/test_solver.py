@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -104,6 +105,34 @@ def test_adams_bashforth_on_a_linear_field_is_its_recurrence():
     torch.testing.assert_close(ours, torch.stack(states), rtol=0, atol=1e-13)
 
 
+def test_fireflow_is_the_midpoint_rule_with_the_last_middles_velocity():
+    x, grid = randn(5, 3), zigzag(5)
+    velocity, asked = Recorder64(), []
+    v = linear(x, grid[0], 0)
+    for t, t_next in itertools.pairwise(grid):
+        h = t_next - t
+        asked.append((x + h / 2 * v, t + h / 2))
+        v = linear(*asked[-1], 0)
+        x = x + h * v
+    ours = integrate(velocity, randn(5, 3), grid, "fireflow").x
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-13)
+    assert torch.equal(velocity.calls[0][0], randn(5, 3)) and len(velocity.calls) == 6
+    for (state, time), (x_asked, t_asked) in zip(velocity.calls[1:], asked, strict=True):
+        torch.testing.assert_close(state, x_asked, rtol=0, atol=1e-13)
+        torch.testing.assert_close(time, t_asked, rtol=0, atol=1e-13)
+
+
+class Recorder64:
+    """The linear field, and where it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, step: int) -> torch.Tensor:
+        self.calls.append((x, t))
+        return linear(x, t, step)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("backwards", [False, True])
 def test_every_solver_reaches_the_exact_solution_of_a_linear_field(name, backwards):
@@ -152,7 +181,7 @@ def test_a_straight_flow_is_exact_in_one_step(name):
     x_0, x_1 = randn(4, 3, seed=1), randn(4, 3, seed=2)
     solution = integrate(lambda x, t, step: x_1 - x_0, x_0, uniform(1), name)
     torch.testing.assert_close(solution.x, x_1, rtol=0, atol=1e-12)
-    assert solution.nfe == 4 * SOLVERS[name].evaluations
+    assert solution.nfe == 4 * (SOLVERS[name].evaluations + SOLVERS[name].extra)
 
 
 @pytest.mark.parametrize("name", ["rk4", "dopri5"])
@@ -205,14 +234,17 @@ class Recorder:
 def test_the_count_and_the_calls(name, backwards):
     velocity, grid = Recorder(), make_grid("uniform", 4)
     grid = grid.flip(0) if backwards else grid
-    evaluations = SOLVERS[name].evaluations
+    evaluations, extra = SOLVERS[name].evaluations, SOLVERS[name].extra
     solution = integrate(velocity, torch.ones(3, 2), grid, name)
-    assert len(velocity.calls) == 4 * evaluations
-    assert solution.nfe == 3 * 2 * 4 * evaluations
-    assert [step for _, step in velocity.calls] == [s for s in range(4) for _ in range(evaluations)]
-    assert [t for t, _ in velocity.calls[::evaluations]] == grid[:-1].tolist()
-    for i, (t, _) in enumerate(velocity.calls):  # no solver looks outside its step
-        low, high = sorted(grid[i // evaluations : i // evaluations + 2].tolist())
+    assert len(velocity.calls) == 4 * evaluations + extra
+    assert solution.nfe == 3 * 2 * (4 * evaluations + extra)
+    steps = [s for s in range(4) for _ in range(evaluations + extra * (s == 0))]
+    assert [step for _, step in velocity.calls] == steps
+    assert velocity.calls[0] == (float(grid[0]), 0)
+    if not extra:
+        assert [t for t, _ in velocity.calls[::evaluations]] == grid[:-1].tolist()
+    for t, step in velocity.calls:  # no solver looks outside its step
+        low, high = sorted(grid[step : step + 2].tolist())
         assert low <= t <= high
 
 

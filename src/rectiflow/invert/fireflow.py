@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from rectiflow.flow.fireflow import FireFlow
-from rectiflow.flow.solver import Solver, Velocity
+from rectiflow.flow.solver import FireFlow, Solver, Velocity
+from rectiflow.invert.fixed_point import AcceptingVelocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
 from rectiflow.invert.scheme import Scheme
@@ -15,6 +16,7 @@ class FireFlowInversion(Scheme):
     """The midpoint rule with its first velocity reused, both ways; N + 1 evaluations."""
 
     name = "fireflow"
+    accepts = True
 
     def invert(
         self, velocity: Velocity, x_1: Tensor, grid: Tensor, preset: Preset, noise: Tensor | None
@@ -26,6 +28,9 @@ class FireFlowInversion(Scheme):
                 velocity, states[-1], grid[step + 1], grid[step], step, memory
             )
             states.append(x)
+            # The step's middle, and not the image at which the first step asks before it.
+            if isinstance(velocity, AcceptingVelocity):
+                velocity.accept(step, torch.arange(len(x)))
         result = InversionResult.unsolved(states)
         result.evaluations[-1] = 2  # the first step backwards has nothing to reuse
         return result

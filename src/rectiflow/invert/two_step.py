@@ -18,7 +18,11 @@ from rectiflow.invert.scheme import Scheme
 
 
 class TwoStep(Scheme):
-    """Starts with one Euler step from the image, asked at the image; N evaluations."""
+    """Starts with one Euler step from the image, asked at the image; N evaluations.
+
+    Where that step asks is of no matter to exactness, as coming forth ``x_1`` is given and no step
+    is Euler's; it asks at the state's own time, ``t_N``.
+    """
 
     name = "two_step"
 
@@ -27,7 +31,8 @@ class TwoStep(Scheme):
     ) -> InversionResult:
         """Leap back over each state to the one before."""
         h = grid.diff()
-        # The generating step 0 asks nothing, so that number is free for the Euler step.
+        # The generating step 0 asks nothing, so that number is free for the Euler step: what is
+        # recorded under every other number is what that generating step will find.
         states = [x_1, x_1 - h[-1] * velocity(x_1, grid[-1], 0)]
         for step in range(len(h) - 1, 0, -1):
             v = velocity(states[-1], grid[step], step)
@@ -40,11 +45,14 @@ class TwoStep(Scheme):
 
 
 class Leapfrog(Solver):
-    """``x_{i+1} = x_{i−1} + (h_i + h_{i−1}) v(x_i, t_i)``. Order 2 on even grids, one evaluation.
+    """``x_{i+1} = x_{i−1} + (h_i + h_{i−1}) v(x_i, t_i)``. Order 2, one evaluation.
+
+    The order is that on uniform grids. The first step asks nothing: every row goes to ``x_1``.
+    Where a later step has no memory, it is Euler's, with what Euler's step along the path would
+    miss added to it: exact on the path.
 
     Args:
-        path: the states of the path that is followed, ``[N + 1, B, ...]``: its first two are where
-            every row begins.
+        path: the states of the path that is followed, ``[N + 1, B, ...]``.
         grid: their times.
     """
 
@@ -60,6 +68,10 @@ class Leapfrog(Solver):
         """One leap, over `x` from the state before it, which is the memory."""
         if step == 0:
             return self.path[1], x
-        before = self.path[step - 1] if memory is None else memory
         leap = self.grid[step + 1] - self.grid[step - 1]
-        return before + leap * velocity(x, t, step), x
+        v = velocity(x, t, step)
+        if memory is not None:
+            return memory + leap * v, x
+        before, here, there = self.path[step - 1 : step + 2]
+        missed = there - here - (t_next - t) / leap * (there - before)
+        return x + (t_next - t) * v + missed, x
