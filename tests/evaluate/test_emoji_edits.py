@@ -120,7 +120,8 @@ def test_uncompensated_reconstruction_is_worse_the_less_the_inversion_is_solved(
     edits = cases(2)
     found = []
     for iterations in (0, 3, 20):
-        preset = get_preset("exact", num_inference_steps=4, iterations=iterations, tolerance=0.0)
+        solved = {"iterations": iterations, "average": False}
+        preset = get_preset("ftedit", num_inference_steps=4, **solved)
         task = invert_cases(model, edits, preset)
         found.append(reconstruction_psnr(model, task, preset))
     assert (found[0] < found[1]).all() and (found[1] < found[2]).all() and found[2].min() > 60
