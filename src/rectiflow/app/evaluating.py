@@ -66,7 +66,7 @@ def evaluate(
     ablations: edit_options.Ablations = False,
     processes: edit_options.Processes = None,
 ) -> None:
-    """Measure models or editing methods on held-out scenes, or on PIE-Bench."""
+    """Measure models or methods, on held-out scenes or PIE-Bench."""
     only_pie = pie_bench.PieOptions(
         data, make_data, preset, settings, workers, shard, metrics, dino, clip, lpips_weights
     )
