@@ -17,7 +17,7 @@ from rectiflow.evaluate.edit_table import about
 from rectiflow.evaluate.emoji_edits import Benchmark, cases
 from rectiflow.invert.presets import PRESETS, Preset
 
-LIMIT = 36
+LIMIT = 24
 BUDGET = 8
 """Candidates of every method beside its published setting."""
 
