@@ -84,7 +84,7 @@ def test_where_features_are_shared_on_flux(name: str, ratio: int, steps: int, si
 
 
 def test_a_setting_without_effect_is_refused() -> None:
-    with pytest.raises(InputError, match="omega has no effect on the scheme fixed_point with"):
+    with pytest.raises(InputError, match="omega has no effect on the scheme query_offset with"):
         get_preset("exact", omega=1.0)
     with pytest.raises(InputError, match="iterations has no effect on the scheme uni_inv"):
         get_preset("uniedit", iterations=3)
