@@ -6,6 +6,7 @@
 
 VENV   ?= .venv
 DEMO   ?= demo
+EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 TORCH           ?= torch==2.13.0
@@ -47,7 +48,10 @@ test-slow: install-dev
 
 figures: demo
 	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
-	$(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
+	$(EDITS) --tune
+	$(EDITS) --tuned docs/results/tuning.json
+	$(EDITS) --masks given
+	$(EDITS) --ablations
 	$(PY) docs/figures.py
 
 format: install-dev

@@ -6,6 +6,7 @@ in the last evaluation of each inversion step. Kept from there, it need not be c
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -210,6 +211,23 @@ class RecordingField:
                 self.store.put(step, self._inner, point, rows, features)
         self._inner += 1
         return v
+
+
+def kept_bytes(model: FlowModel, preset: Preset, height: int, width: int) -> int:
+    """How much an edit by a preset will keep of one image's features, before it begins.
+
+    Args:
+        model: whose features.
+        preset: what is kept, and for how many steps.
+        height: of the image as the model sees it, in pixels.
+        width: likewise.
+    """
+    steps = active_steps(preset.strength, preset.num_inference_steps)
+    along = "two_branch" if preset.method == "renoised" else preset.method
+    wanted = wanted_features(model, dataclasses.replace(preset, method=along), steps)
+    _, h, w = model.latent_shape(height, width)
+    text = model.tokenize("")[-1].stop
+    return recorded_bytes(model, wanted, h * w // model.patch**2, text)
 
 
 def recorded_bytes(
