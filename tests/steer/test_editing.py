@@ -280,9 +280,9 @@ def test_the_disagreement_is_between_the_states_of_the_same_moment(
 
 def test_a_cell_counts_if_any_of_its_pixels_does() -> None:
     mask = torch.zeros(1, 1, 16, 24)
-    mask[..., 5, 9] = 0.5
+    mask[..., 5, 9] = 1.0
     cells = latent_mask(mask, (1, 4, 4, 6))
-    assert cells.nonzero().tolist() == [[0, 0, 1, 2]] and cells.max() == 0.5
+    assert cells.nonzero().tolist() == [[0, 0, 1, 2]] and cells.max() == 1.0
 
 
 def test_the_callback_sees_every_step(model: SD3Model, trajectory: Tensor) -> None:

@@ -53,7 +53,8 @@ def invert(
     """
     chosen = get_preset(preset, **settings)
     started = time.perf_counter()
-    pixels, restore = fit(load_image(image), model.size_policy)
+    picture = load_image(image)
+    pixels, restore = fit(picture, model.size_policy)
     latents = model.encode_image(pixels)
     grid = grid_for(model, chosen, latents)
     prompt = source_prompt or ""
@@ -71,6 +72,7 @@ def invert(
         restore=restore,
         nfe=int(path.evaluations.sum()),
         seconds=time.perf_counter() - started,
+        picture=picture,
     )
 
 

@@ -46,6 +46,7 @@ CONTROL_FIELDS = (
     "source_features",
     "keep_features",
     "mask_threshold",
+    "mask_from",
 )
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "two_branch": CONTROL_FIELDS,
@@ -119,6 +120,9 @@ class Preset:
     mask_threshold: float | None = None
     """Above 0, a mask is derived from where the prompts disagree: cells whose disagreement is
     below this share of the largest return to the source. A mask that is given goes before it."""
+    mask_from: Literal["velocity", "attention"] = "velocity"
+    """Whether that disagreement is of the velocities, or it is where the image attends to the words
+    that changed."""
     eta: float = 0.8
     """How much of the prompt's own way is kept (DNAEdit), or how strongly the image draws
     (RF-Inversion)."""
@@ -190,6 +194,9 @@ class Preset:
         _check_choice("inversion_prompt", self.inversion_prompt, ("source", "empty"))
         _check_choice("source_features", self.source_features, ("recompute", "inversion"))
         _check_choice("keep_features", self.keep_features, ("memory", "cpu", "disk"))
+        _check_choice("mask_from", self.mask_from, ("velocity", "attention"))
+        if self.mask_from == "attention" and not self.mask_threshold:
+            raise InputError("mask_from is 'attention' without a mask_threshold: give one above 0")
         for feature in self.features:
             _check_choice("features", feature, get_args(Feature))
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -64,6 +65,8 @@ class Inversion:
     """The seed of a generated source; None for a real image."""
     guidance_scale: float = 1.0
     """Under which a generated source was generated; inversion runs without guidance."""
+    picture: Image.Image | None = field(default=None, repr=False)
+    """The picture that was inverted, RGB and upright; None of a generated source."""
 
     @property
     def trajectory(self) -> Tensor:
@@ -143,7 +146,7 @@ class Inversion:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: trajectory and grid, and all else as one JSON key.
+        """Write one safetensors file: trajectory, grid and picture, all else as one JSON key.
 
         Recorded features are not saved; an edit from the file computes the source's row again.
         """
@@ -163,6 +166,8 @@ class Inversion:
         }
         tensors = {"grid": self.grid, "trajectory": self.trajectory}
         tensors |= {"residuals": self.path.residuals, "evaluations": self.path.evaluations}
+        if self.picture is not None:
+            tensors["picture"] = torch.from_numpy(np.array(self.picture))
         tensors |= {
             name: found
             for name in ("velocities", "offsets")
@@ -187,7 +192,7 @@ class Inversion:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["rectiflow"])
                 version = about["format"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-                grid = tensors.pop("grid")
+                grid, pixels = tensors.pop("grid"), tensors.pop("picture", None)
                 path_of_states = InversionResult(**tensors, scheme=about["scheme"])
         except FileNotFoundError:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
@@ -220,4 +225,5 @@ class Inversion:
             seconds=about["seconds"],
             seed=about["seed"],
             guidance_scale=about["guidance_scale"],
+            picture=None if pixels is None else Image.fromarray(pixels.numpy()),
         )

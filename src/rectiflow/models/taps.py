@@ -44,6 +44,20 @@ class TappedNetwork:
         self.model = model
         self._tap: Tap | None = None
         self._text_tokens = 0
+        self._rotary: Any = None
+
+    @property
+    def phases(self) -> tuple[Tensor, Tensor] | None:
+        """How the attention that is being tapped rotates queries and keys of text and of image:
+        complex [tokens, d/2] each, of neighbouring pairs of a head's d; None if it does not.
+        """
+        if self._rotary is None:
+            return None
+        first, second = self._rotary
+        if first.is_complex():  # Qwen-Image: of the image, of the text
+            return second.to(torch.complex64), first.to(torch.complex64)
+        both = torch.complex(first[:, ::2].float(), second[:, ::2].float())  # FLUX: cos, sin, twice
+        return both[: self._text_tokens], both[self._text_tokens :]
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditioning, tap: Tap | None = None) -> Tensor:
         """`FlowModel.velocity`, the tap called at every point that `tapped` was asked for."""
@@ -55,7 +69,11 @@ class TappedNetwork:
             with torch.compiler.set_stance("force_eager"):
                 return self.model.velocity(x, t, cond)
         finally:
-            self._tap = None
+            self._tap = self._rotary = None
+
+    def _told(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook before an attention: what it is told about positions."""
+        self._rotary = kwargs.get("image_rotary_emb")
 
     def _entering(self, site: int, fused: bool) -> Callable[..., Any]:
         """A hook before an attention: its text stream, alone or as a part of the fused one."""
@@ -96,10 +114,17 @@ class TappedNetwork:
 
 
 @contextmanager
-def tapped(model: FlowModel, points: Iterable[Point]) -> Iterator[TappedNetwork]:
+def tapped(
+    model: FlowModel, points: Iterable[Point], phases: bool = False
+) -> Iterator[TappedNetwork]:
     """Install hooks at points of a model for the length of a `with` block.
 
     They are removed on leaving, also by an exception.
+
+    Args:
+        model: Whose network.
+        points: Where taps are called.
+        phases: Whether `TappedNetwork.phases` is wanted there, which takes further hooks.
 
     Example:
         with tapped(model, every_point(model, [("value", "image")])) as network:
@@ -115,6 +140,9 @@ def tapped(model: FlowModel, points: Iterable[Point]) -> Iterator[TappedNetwork]
                     ).remove
                 )
             here = {p for p in wanted if p.site == number and p.feature != "text"}
+            if phases and here:
+                told = site.attention.register_forward_pre_hook(network._told, with_kwargs=True)
+                stack.callback(told.remove)
             for module, read in _modules(site, here).items():
                 hook = network._projected(read, site.fused)
                 stack.callback(module.register_forward_hook(hook).remove)

@@ -110,12 +110,40 @@ class AttentionInjection:
         return source
 
 
+class Watch(Protocol):
+    """Looks at features as the controls leave them, and changes nothing."""
+
+    @property
+    def steps(self) -> int:
+        """It looks in steps 0 to `steps` − 1."""
+        ...
+
+    @property
+    def points(self) -> Iterable[Point]:
+        """Where it looks; it is shown other points too."""
+        ...
+
+    def see(
+        self,
+        point: Point,
+        features: Tensor,
+        rows: Rows,
+        cond: Conditioning,
+        network: TappedNetwork,
+    ) -> None:
+        """Look at the features of all rows at a point, ``[B, tokens, D]``."""
+        ...
+
+
 class ControlledNetwork:
     """A model's network with controls installed; made by `controlled`."""
 
-    def __init__(self, network: TappedNetwork, controls: Sequence[Control]) -> None:
+    def __init__(
+        self, network: TappedNetwork, controls: Sequence[Control], watch: Watch | None = None
+    ) -> None:
         self.network = network
         self.controls = controls
+        self.watch = watch
         self._points = {id(control): frozenset(control.points) for control in controls}
 
     def active(self, step: int) -> list[Control]:
@@ -146,14 +174,20 @@ class ControlledNetwork:
             kept: the sources' features.
         """
         controls = self.active(step)
-        if not controls or not rows.targets:
+        watch = self.watch if self.watch is not None and step < self.watch.steps else None
+        if not (controls or watch) or not rows.targets:
             return self.network.velocity(x, t, cond)
         targets, sources = list(rows.targets), list(rows.sources)
 
         def tap(point: Point, features: Tensor) -> Tensor:
             acting = [control for control in controls if point in self._points[id(control)]]
-            if not acting:
-                return features
+            if acting:
+                features = steered_by(acting, point, features)
+            if watch is not None:
+                watch.see(point, features, rows, cond, self.network)
+            return features
+
+        def steered_by(acting: list[Control], point: Point, features: Tensor) -> Tensor:
             source = features[sources] if kept is None else kept(point)
             steered = features[targets]
             for control in acting:
@@ -166,8 +200,10 @@ class ControlledNetwork:
 
 
 @contextmanager
-def controlled(model: FlowModel, controls: Sequence[Control]) -> Iterator[ControlledNetwork]:
-    """Install controls on a model for the length of a `with` block.
+def controlled(
+    model: FlowModel, controls: Sequence[Control], watch: Watch | None = None
+) -> Iterator[ControlledNetwork]:
+    """Install controls, and something that watches, on a model for the length of a `with` block.
 
     Example:
         points = attention_points(model, preset)
@@ -175,5 +211,6 @@ def controlled(model: FlowModel, controls: Sequence[Control]) -> Iterator[Contro
             v = network.velocity(x, t, cond, step=0, rows=rows)
     """
     points = {point for control in controls for point in control.points}
-    with tapped(model, points) as network:
-        yield ControlledNetwork(network, controls)
+    points |= set(watch.points if watch is not None else ())
+    with tapped(model, points, phases=watch is not None) as network:
+        yield ControlledNetwork(network, controls, watch)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.invert.inverting import from_seed, invert
-from rectiflow.invert.presets import INVERSION_SETTINGS, Preset, get_preset, method_name
+from rectiflow.invert.preset import METHOD_FIELDS
+from rectiflow.invert.presets import Preset, get_preset, method_name
 from rectiflow.invert.trajectory import Inversion, Reconstruction
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image
@@ -25,10 +25,21 @@ from rectiflow.models.prompts import as_prompts
 from rectiflow.report import Alignment as WordAlignment
 from rectiflow.report import EditEntry, EditReport, Noise
 from rectiflow.steer.alignment import Alignment, align
+from rectiflow.steer.attention_mask import changed_tokens
 from rectiflow.steer.editing import edit_latents
-from rectiflow.steer.masks import latent_mask
+from rectiflow.steer.masks import (
+    check_mask_size,
+    drawn_mask,
+    latent_mask,
+    pasted,
+    picture_masks,
+)
+from rectiflow.steer.source import check_reuse, inverted, source_size
 from rectiflow.steer.task import EditTask, StepCallback
 from rectiflow.steer.warnings import edit_warnings
+from rectiflow.steer.windows import check_windows, word_steps
+
+MaskKind = Literal["none", "given", "velocity", "attention"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +58,13 @@ class EditResult:
     alignments: list[Alignment] = field(repr=False)
     mask: NDArray[np.float32] | None = field(repr=False)
     """The mask that was given or derived, ``[1 or T, 1, h, w]``; None without."""
+    mask_kind: MaskKind
+    """Whether a mask was given, or what it was derived from."""
+    masks: list[Image.Image] = field(repr=False)
+    """The masks in the picture's pixels, grey, one per result; empty without."""
+    paste_back: bool
+    """Whether the source's pixels were pasted back, into `images` alone."""
+    windows: Mapping[str, float]
     edit_nfe: int
     """Network samples of the editing alone."""
     edit_seconds: float
@@ -85,6 +103,7 @@ class EditResult:
         inversion = self.inversion
         exact, plain = reconstruction or (inversion.reconstruct(), inversion.reconstruct(False))
         known = list(targets) or [None] * len(self.images)
+        masks: list[Image.Image | None] = [*self.masks] or [None] * len(self.images)
         entries = [
             EditEntry(
                 prompt=prompt,
@@ -97,9 +116,15 @@ class EditResult:
                 ),
                 nfe=self.edit_nfe // len(self.images),
                 seconds=self.edit_seconds / len(self.images),
+                mask=np.asarray(mask) >= 128 if mask else None,
             )
-            for prompt, image, target, alignment in zip(
-                self.prompts, self.images, known, self.alignments, strict=True
+            for prompt, image, target, alignment, mask in zip(
+                self.prompts,
+                self.images,
+                known,
+                self.alignments,
+                masks,
+                strict=True,
             )
         ]
         noise = inversion.noise_statistics
@@ -113,12 +138,16 @@ class EditResult:
             reconstruction=exact.image,
             uncompensated=plain.image,
             codec=inversion.images(inversion.latents)[0],
-            settings=dataclasses.asdict(self.preset),
+            settings=dataclasses.asdict(self.preset)
+            | {"mask": self.mask_kind, "paste_back": self.paste_back}
+            | ({"windows": dict(self.windows)} if self.windows else {}),
             command=command,
             times=inversion.grid.tolist(),
             residuals=inversion.residuals,
             compensation=exact.compensation.tolist(),
-            noise=noise and Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
+            noise=None
+            if noise is None
+            else Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
             nfe_inversion=inversion.nfe,
             nfe_editing=self.edit_nfe,
             seconds_inversion=inversion.seconds,
@@ -138,6 +167,10 @@ def edit(
     negative_prompt: str | None = None,
     preset: str | Preset = "exact",
     mask: str | Path | Image.Image | None = None,
+    mask_grow: int = 0,
+    mask_blur: float = 0.0,
+    paste_back: bool = False,
+    windows: Mapping[str, float] | None = None,
     seed: int | None = None,
     callback_on_step_end: StepCallback | None = None,
     **settings: Any,
@@ -152,9 +185,16 @@ def edit(
         source_prompt: what it shows now; the empty prompt when None.
         negative_prompt: what guidance pushes away from; has no effect at guidance 1.
         preset: a name of `PRESETS` or a `Preset`.
-        mask: white where the edit may change the picture; of the picture's size.
+        mask: white where the edit may change the picture, grey where it may somewhat; of the
+            picture's size. Without one, ``mask_threshold`` derives one.
+        mask_grow: pixels by which the white of `mask` spreads.
+        mask_blur: standard deviation in pixels of a Gaussian that softens its edges afterwards.
+        paste_back: give the results the source's own pixels, to the bit, where the mask is black,
+            and mix them where it is grey.
+        windows: words or phrases that stay, and the share of the steps over which each of them is
+            held to what it is in the source; `adaln_ratio` for all others.
         seed: instead of an image: edit what the model generates from this seed and
-            `source_prompt`.
+            `source_prompt`, under its own guidance unless ``guidance_scale`` is given too.
         callback_on_step_end: called after each step of the editing.
         **settings: fields of the preset to replace, such as ``guidance_scale=2.0``.
 
@@ -164,14 +204,31 @@ def edit(
     """
     chosen = get_preset(preset, **settings)
     if isinstance(image, Inversion):
-        _check_reuse(image, model, source_prompt, settings)
+        check_reuse(image, model, source_prompt, settings)
         chosen = chosen.inverted_as(image.preset)
     targets = as_prompts(prompts)
-    drawn = None if mask is None else load_image(mask)  # a bad file is found before the work
-    inversion = _inverted(model, image, source_prompt, seed, chosen)
+    # Whatever is wrong is found before the work.
+    if isinstance(image, str | Path | Image.Image):
+        image = load_image(image)
+    drawn = None
+    if mask is not None:
+        drawn = load_image(mask)
+        check_mask_size(drawn, source_size(model, image))
+        drawn = drawn_mask(drawn, mask_grow, mask_blur)
+    elif mask_grow or mask_blur:
+        raise InputError("mask_grow and mask_blur change a mask that is given: give one")
+    if paste_back:
+        _check_paste_back(image, drawn is not None, chosen)
+    check_windows(windows or {}, chosen)
+    inversion = inverted(model, image, source_prompt, seed, chosen, settings.get("guidance_scale"))
     warnings = edit_warnings(inversion, targets, negative_prompt, chosen)
     started = time.perf_counter()
     alignments = [align(model, inversion.source_prompt, target) for target in targets]
+    token_maps = torch.stack([alignment.token_map for alignment in alignments])
+    words = [
+        changed_tokens(model, inversion.source_prompt, target, token_map)
+        for target, token_map in zip(targets, token_maps, strict=True)
+    ]
     cells = None
     if drawn is not None:
         fitted = inversion.restore.fit_mask(drawn)
@@ -182,64 +239,54 @@ def edit(
         source=model.encode_prompt([inversion.inverted_prompt]),
         target=model.encode_prompt(targets),
         owners=(0,) * len(targets),
-        token_maps=torch.stack([alignment.token_map for alignment in alignments]),
+        token_maps=token_maps,
         negative=model.encode_prompt([negative_prompt or ""]),
         mask=cells,
+        token_steps=word_steps(model, targets, token_maps, windows, chosen, len(inversion.grid) - 1)
+        if windows
+        else None,
+        changed=torch.stack([changed for changed, _ in words]),
+        deleted=torch.stack([deleted for _, deleted in words]),
     )
     edited = edit_latents(model, task, chosen, callback_on_step_end)
     if not torch.isfinite(edited.latents).all():
         raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
-    source = load_image(image) if isinstance(image, str | Path | Image.Image) else None
+    source = inversion.picture or inversion.images(inversion.latents)[0]
+    images = inversion.images(edited.latents)
+    masks: list[Image.Image] = []
+    kind: MaskKind = "none"
+    if drawn is not None:
+        masks, kind = [drawn] * len(images), "given"
+    elif edited.mask is not None:
+        masks, kind = picture_masks(edited.mask, inversion.restore), chosen.mask_from
+    if paste_back:
+        pairs = zip(images, masks, strict=True)
+        images = [pasted(image, source, mask) for image, mask in pairs]
     return EditResult(
-        images=inversion.images(edited.latents),
+        images=images,
         prompts=targets,
         inversion=inversion,
         preset=chosen,
-        source=source or inversion.images(inversion.latents)[0],
+        source=source,
         latents=edited.latents,
         alignments=alignments,
         mask=None if edited.mask is None else edited.mask.cpu().numpy(),
+        mask_kind=kind,
+        masks=masks,
+        paste_back=paste_back,
+        windows=dict(windows or {}),
         edit_nfe=edited.nfe,
         edit_seconds=time.perf_counter() - started,
         warnings=warnings,
     )
 
 
-def _inverted(
-    model: FlowModel,
-    image: str | Path | Image.Image | Inversion | None,
-    source_prompt: str | None,
-    seed: int | None,
-    preset: Preset,
-) -> Inversion:
-    """The inversion to edit from: given, made from a picture, or generated."""
-    if (image is None) == (seed is None):
-        raise InputError("give an image or a seed, one of the two")
-    if isinstance(image, Inversion):
-        return image
-    if image is not None:
-        return invert(model, image, source_prompt, preset=preset)
-    assert seed is not None
-    if not source_prompt:
-        raise InputError("a seed needs a source_prompt: what should be generated and edited?")
-    return from_seed(model, source_prompt, seed, preset=preset)
-
-
-def _check_reuse(
-    inversion: Inversion, model: FlowModel, source_prompt: str | None, settings: Mapping[str, Any]
-) -> None:
-    """Refuse what contradicts the inversion that is to be edited from."""
-    if inversion.model is not model and inversion.model.weight_hash != model.weight_hash:
+def _check_paste_back(image: Image.Image | Inversion | None, given: bool, preset: Preset) -> None:
+    """Refuse pasting back where there is no mask, or nothing to paste."""
+    derived = preset.mask_threshold and "mask_threshold" in METHOD_FIELDS[preset.method]
+    if not (given or derived):
+        raise InputError("paste_back needs a mask: give one, or mask_threshold to derive one")
+    if isinstance(image, Inversion) and image.picture is None and image.seed is None:
         raise InputError(
-            f"the inversion was made with {inversion.model.name} and not with {model.name}, whose "
-            "weights differ: edit with that model, or invert again"
+            "paste_back needs the picture, which this inversion does not hold: give it"
         )
-    made = {"source_prompt": inversion.source_prompt} | {
-        name: getattr(inversion.preset, name) for name in INVERSION_SETTINGS
-    }
-    for name, value in {"source_prompt": source_prompt, **settings}.items():
-        if value is not None and name in made and value != made[name]:
-            raise InputError(
-                f"the inversion was made with {name} {made[name]!r} and not {value!r}: "
-                f"leave {name} out, or invert again"
-            )

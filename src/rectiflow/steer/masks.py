@@ -1,20 +1,55 @@
-"""Masks on latents: where an edit may act."""
+"""Masks: where an edit may act, as drawn or as the network says, and back to pixels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.invert.features import active_steps
+from rectiflow.models.images import Restore, to_tensor
 
 MASK_STEPS = 0.3
 """Share of the steps over which a derived mask is gathered before it is used."""
+WHITE = 0.99
+"""From here on a pixel of a mask counts as white; JPEG files rarely say 1."""
 
 
-class DerivedMask:
+class Gathered:
+    """A mask that is found out in the first steps and used from the last of them on.
+
+    Args:
+        threshold: cells whose evidence is below half this share of the largest are 0, and those
+            above it are 1.
+        steps: of the editing.
+    """
+
+    def __init__(self, threshold: float, steps: int) -> None:
+        self.threshold = threshold
+        self.steps = max(1, active_steps(MASK_STEPS, steps))
+
+    def wants(self, step: int) -> bool:
+        """Whether this step's evidence is to be added."""
+        return step < self.steps
+
+    def ready(self, step: int) -> bool:
+        """Whether the mask can be used from this step on."""
+        return step >= self.steps - 1
+
+    def cut(self, heat: Tensor) -> Tensor:
+        """Evidence ``[T, 1, h, w]``, at least 0, as a mask, smoothed over neighbouring cells."""
+        heat = F.avg_pool2d(F.pad(heat, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(1e-12)
+        return ((heat - 0.5 * self.threshold) / (0.5 * self.threshold)).clamp(0, 1)
+
+
+class DerivedMask(Gathered):
     """Where two prompts disagree about the velocity is where an edit belongs.
 
     The disagreement ``mean_channels |v_target − v_source|`` is averaged over the first steps,
@@ -23,17 +58,8 @@ class DerivedMask:
     """
 
     def __init__(self, threshold: float, steps: int) -> None:
-        self.threshold = threshold
-        self.steps = max(1, active_steps(MASK_STEPS, steps))
+        super().__init__(threshold, steps)
         self._maps: list[Tensor] = []
-
-    def wants(self, step: int) -> bool:
-        """Whether the disagreement of this step is to be added."""
-        return step < self.steps
-
-    def ready(self, step: int) -> bool:
-        """Whether the mask can be used from this step on."""
-        return step >= self.steps - 1
 
     def add(self, disagreement: Tensor) -> None:
         """Add the difference of the velocities ``[T, C, h, w]`` in one step."""
@@ -41,25 +67,111 @@ class DerivedMask:
 
     def mask(self) -> Tensor:
         """1 where the edit belongs, 0 where the source stays, soft between: ``[T, 1, h, w]``."""
-        heat = torch.stack(self._maps).mean(0)
-        heat = F.avg_pool2d(F.pad(heat, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        heat = heat / heat.amax((2, 3), keepdim=True).clamp_min(1e-12)
-        return ((heat - 0.5 * self.threshold) / (0.5 * self.threshold)).clamp(0, 1)
+        return self.cut(torch.stack(self._maps).mean(0))
 
 
-def disagreement(difference: Tensor) -> Tensor:
-    """How much two velocities differ in each cell, from 0 to 1 within each row, ``[B, 1, h, w]``.
-
-    ``minmax(mean_channels |Δ|)`` (UniEdit-Flow, arXiv 2504.13109); 0 where they agree everywhere.
+def drawn_mask(mask: Image.Image, grow: int = 0, blur: float = 0.0) -> Image.Image:
+    """A drawing as a grey mask: its brightness, grown and then blurred.
 
     Args:
-        difference: Δ, ``[B, C, h, w]``.
+        mask: white where the edit may act.
+        grow: pixels by which white spreads, in a disc.
+        blur: standard deviation of a Gaussian in pixels, cut at three of them: from there on
+            black is still exactly 0.
+
+    Raises:
+        InputError: `grow` or `blur` is negative or not finite.
     """
-    size = difference.abs().mean(1, keepdim=True)
-    low, high = size.amin((2, 3), keepdim=True), size.amax((2, 3), keepdim=True)
-    return (size - low) / (high - low).clamp_min(1e-12)
+    for name, value in (("mask_grow", grow), ("mask_blur", blur)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} is {value}; pixels, at least 0")
+    if int(grow) != grow:
+        raise InputError(f"mask_grow is {grow}; whole pixels")
+    grey = mask.convert("L")
+    if not (grow or blur):
+        return grey
+    cells = to_tensor(grey)[:, :1]
+    return _grey(_blurred(_grown(cells, int(grow)), blur))
+
+
+def check_mask_size(mask: Image.Image, size: tuple[int, int]) -> None:
+    """Refuse a mask of another size than the picture's, ``(width, height)``.
+
+    Raises:
+        InputError: names both sizes.
+    """
+    if mask.size != size:
+        raise InputError(
+            f"the mask is {mask.width} × {mask.height} and the image {size[0]} × {size[1]}: "
+            "they must be of one size"
+        )
 
 
 def latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """A pixel mask ``[B, 1, H, W]`` at the latents' size: a cell counts if any pixel does."""
-    return F.adaptive_max_pool2d(mask, tuple(shape[-2:]))
+    """A pixel mask ``[B, 1, H, W]`` at the latents' size ``[..., h, w]``.
+
+    A cell with a white pixel is white, so that nothing drawn is lost; others are as grey as their
+    pixels are on average, so that soft edges stay soft.
+    """
+    size = (shape[-2], shape[-1])
+    hard = F.adaptive_max_pool2d((mask >= WHITE).to(mask.dtype), size)
+    return torch.maximum(hard, F.adaptive_avg_pool2d(mask, size))
+
+
+def picture_masks(mask: Tensor, restore: Restore) -> list[Image.Image]:
+    """Masks of latents ``[T, 1, h, w]`` in the picture's own pixels, interpolated between cells."""
+    width, height = restore.size
+    pixels = F.interpolate(mask.float().cpu(), size=(height, width), mode="bilinear")
+    (left, top), (width, height) = restore.offset, restore.content_size
+    content = pixels[..., top : top + height, left : left + width]
+    # Not the restoring of pictures: its filter overshoots, and black has to stay black.
+    return [
+        _grey(one).resize(restore.source_size, Image.Resampling.BILINEAR)
+        for one in content[:, None]
+    ]
+
+
+def pasted(edited: Image.Image, source: Image.Image, mask: Image.Image) -> Image.Image:
+    """The edited picture with the source's pixels where the mask is black, mixed where it is grey.
+
+    Args:
+        edited: RGB.
+        source: RGB, of the same size.
+        mask: grey, of the same size; 0 gives the source's pixel to the bit, 255 the edited one.
+    """
+    share = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    below, above = (np.asarray(one, dtype=np.float32) for one in (source, edited))
+    return Image.fromarray((below + share * (above - below)).round().astype(np.uint8))
+
+
+def _grown(cells: Tensor, radius: int) -> Tensor:
+    """The largest value in a disc around each pixel, row by row of the disc."""
+    height, found = cells.shape[-2], cells
+    for down in range(-min(radius, height - 1), min(radius, height - 1) + 1):
+        half = math.isqrt(radius**2 - down**2)
+        widened = F.max_pool2d(cells, (1, 2 * half + 1), 1, (0, half)) if half else cells
+        shifted = torch.zeros_like(cells)
+        shifted[..., max(down, 0) : height + min(down, 0), :] = widened[
+            ..., max(-down, 0) : height - max(down, 0), :
+        ]
+        found = torch.maximum(found, shifted)
+    return found
+
+
+def _blurred(cells: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur; beyond the border the edge goes on."""
+    reach = math.ceil(3 * sigma)
+    if not reach:
+        return cells
+    weights = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    cells = F.conv2d(
+        F.pad(cells, (reach, reach, 0, 0), mode="replicate"), weights[None, None, None]
+    )
+    cells = F.pad(cells, (0, 0, reach, reach), mode="replicate")
+    return F.conv2d(cells, weights[None, None, :, None])
+
+
+def _grey(cells: Tensor) -> Image.Image:
+    """``[1, 1, H, W]`` in [0, 1] as a grey picture."""
+    return Image.fromarray((cells[0, 0] * 255).round().clamp(0, 255).to(torch.uint8).numpy())

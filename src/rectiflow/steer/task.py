@@ -38,6 +38,10 @@ class EditTask:
     """``[T or 1, 1, h, w]`` in [0, 1]: 0 where the source has to stay."""
     token_steps: Tensor | None = None
     """int64 ``[T, L]``: until which step each unchanged token is held; None for the preset's."""
+    changed: Tensor | None = None
+    """bool ``[T, L]``: the targets' new words; for masks from attention (`changed_tokens`)."""
+    deleted: Tensor | None = None
+    """bool ``[T, L]``: the words of their sources that they lack; likewise."""
     seeds: tuple[int, ...] = ()
     """Of the noise that a method draws, one per source; the preset's for all if empty."""
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.invert.features import active_steps, attention_points, text_points
 from rectiflow.invert.preset import Preset
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
+from rectiflow.steer.attention_mask import AttentionMask
 from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, Control, controlled
 from rectiflow.steer.field import EditField
 from rectiflow.steer.masks import DerivedMask
@@ -35,6 +37,21 @@ def controls_of(model: FlowModel, preset: Preset, task: EditTask) -> list[Contro
     return [control for control in controls if control.steps]
 
 
+def derived_mask(
+    model: FlowModel, preset: Preset, task: EditTask
+) -> DerivedMask | AttentionMask | None:
+    """What gathers the mask a preset asks for, unless one is given."""
+    if task.mask is not None or not preset.mask_threshold:
+        return None
+    if preset.mask_from == "velocity":
+        return DerivedMask(preset.mask_threshold, task.steps)
+    if task.changed is None or task.deleted is None:
+        raise InputError("mask_from 'attention' needs the changed words: edit by rectiflow.edit")
+    return AttentionMask(
+        model, preset.mask_threshold, task.steps, task.changed, task.deleted, task.trajectory.shape
+    )
+
+
 @torch.no_grad()
 def two_branch(
     model: FlowModel,
@@ -50,17 +67,19 @@ def two_branch(
     """
     path, owners = task.path, list(task.owners)
     shared, free = preset.compensate == "both", preset.compensate == "none"
-    mask, gatherer = task.mask, None
-    if preset.mask_threshold and mask is None:
-        gatherer = DerivedMask(preset.mask_threshold, task.steps)
-    with controlled(model, controls_of(model, preset, task)) as network:
+    mask, gatherer = task.mask, derived_mask(model, preset, task)
+    watch = gatherer if isinstance(gatherer, AttentionMask) else None
+    velocities = gatherer if isinstance(gatherer, DerivedMask) else None
+    with controlled(model, controls_of(model, preset, task), watch) as network:
         field = EditField(network, task, preset, guided_sources=free or shared)
         # Inversion runs without guidance, also without that which a network takes as an input.
         as_inverted = field.scale == 1 and not (
             model.guidance_embeds and preset.guidance_scale != 1
         )
         known = path if preset.source_features == "inversion" and as_inverted else None
-        last_use = max([c.steps for c in network.controls] + [gatherer.steps if gatherer else 0])
+        seen = 0 if watch is None else watch.source_steps
+        compared = 0 if velocities is None else velocities.steps
+        last_use = max([c.steps for c in network.controls] + [seen, compared])
         source, target = task.trajectory[0], task.trajectory[0][owners]
         memory, rows = None, -1
         for step in range(task.steps):
@@ -75,8 +94,9 @@ def two_branch(
             needed = (
                 bool(points and not recorded)
                 or (shared and correction is None)
-                or (free and step < last_use and not (recorded and gatherer is None))
-                or (gatherer is not None and gatherer.wants(step) and correction is None)
+                or step < seen
+                or (free and step < last_use and not (recorded and not (seen or compared)))
+                or (step < compared and correction is None)
             )
             x = torch.cat([source, target]) if needed else target
             if len(x) < rows:
@@ -89,9 +109,9 @@ def two_branch(
             landed, memory = solver.step(field, x, t, t_next, step, memory)
             here = landed[: len(source)] if needed else None
             moved = landed[len(landed) - len(owners) :]
-            if gatherer is not None and gatherer.wants(step):
+            if velocities is not None and velocities.wants(step):
                 own = task.trajectory[step + 1] - correction if here is None else here  # type: ignore[operator]
-                gatherer.add((moved - target - (own - source)[owners]) / (t_next - t))
+                velocities.add((moved - target - (own - source)[owners]) / (t_next - t))
             if shared:
                 if here is not None:
                     correction = task.trajectory[step + 1] - here

@@ -1,0 +1,86 @@
+"""What is edited from: an inversion, given, made from a picture, or of a generated picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rectiflow.errors import InputError
+from rectiflow.invert.inverting import from_seed, invert
+from rectiflow.invert.presets import INVERSION_SETTINGS, Preset
+from rectiflow.invert.trajectory import Inversion
+from rectiflow.models.base import FlowModel
+
+
+def inverted(
+    model: FlowModel,
+    image: str | Path | Image.Image | Inversion | None,
+    source_prompt: str | None,
+    seed: int | None,
+    preset: Preset,
+    guidance_scale: float | None,
+) -> Inversion:
+    """The inversion to edit from: given, made from a picture, or generated.
+
+    Args:
+        model: the network.
+        image: as `edit` takes it.
+        source_prompt: what it shows.
+        seed: instead of an image.
+        preset: the settings.
+        guidance_scale: of the generation from a seed; the model's default when None.
+
+    Raises:
+        InputError: none of them is given, or a picture cannot be read.
+    """
+    if (image is None) == (seed is None):
+        raise InputError("give an image or a seed, one of the two")
+    if isinstance(image, Inversion):
+        return image
+    if image is not None:
+        return invert(model, image, source_prompt, preset=preset)
+    assert seed is not None
+    if not source_prompt:
+        raise InputError("a seed needs a source_prompt: what should be generated and edited?")
+    return from_seed(model, source_prompt, seed, preset=preset, guidance_scale=guidance_scale)
+
+
+def check_reuse(
+    inversion: Inversion, model: FlowModel, source_prompt: str | None, settings: Mapping[str, Any]
+) -> None:
+    """Refuse what contradicts the inversion that is to be edited from.
+
+    Raises:
+        InputError: names what was inverted otherwise.
+    """
+    if inversion.model is not model and inversion.model.weight_hash != model.weight_hash:
+        raise InputError(
+            f"the inversion was made with {inversion.model.name} and not with {model.name}, whose "
+            "weights differ: edit with that model, or invert again"
+        )
+    made = {"source_prompt": inversion.source_prompt} | {
+        name: getattr(inversion.preset, name) for name in INVERSION_SETTINGS
+    }
+    for name, value in {"source_prompt": source_prompt, **settings}.items():
+        if value is not None and name in made and value != made[name]:
+            raise InputError(
+                f"the inversion was made with {name} {made[name]!r} and not {value!r}: "
+                f"leave {name} out, or invert again"
+            )
+
+
+def source_size(
+    model: FlowModel, image: str | Path | Image.Image | Inversion | None
+) -> tuple[int, int]:
+    """(width, height) of the picture that is to be edited, before any work on it.
+
+    Args:
+        model: the network.
+        image: as `edit` takes it, a file already opened; None for a seed.
+    """
+    if isinstance(image, Inversion):
+        return image.restore.source_size
+    return image.size if isinstance(image, Image.Image) else (model.default_size,) * 2
