@@ -29,10 +29,15 @@ class Renoising(Scheme):
     def invert(
         self, velocity: Velocity, x_1: Tensor, grid: Tensor, preset: Preset, noise: Tensor | None
     ) -> InversionResult:
-        """Noise the image for each step, and ask the field there."""
+        """Noise the image for each step, and ask the field there.
+
+        Under guidance the source's velocity is wanted under guidance too, and an edit asks for it
+        beside the target's: then nothing is asked here.
+        """
         assert noise is not None
-        states, velocities = [], []
-        for step, t in enumerate(grid[:-1]):
-            states.append(torch.lerp(noise[step], x_1, t))
-            velocities.append(velocity(states[-1], t, step))
-        return InversionResult.unsolved([x_1, *states[::-1]], velocities=torch.stack(velocities))
+        states = [torch.lerp(noise[step], x_1, t) for step, t in enumerate(grid[:-1])]
+        reversed_path = [x_1, *states[::-1]]
+        if (preset.guidance_scale, preset.true_cfg_scale) != (1.0, 1.0):
+            return InversionResult.unsolved(reversed_path, evaluations=0)
+        asked = [velocity(x, grid[step], step) for step, x in enumerate(states)]
+        return InversionResult.unsolved(reversed_path, velocities=torch.stack(asked))

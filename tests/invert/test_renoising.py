@@ -1,0 +1,128 @@
+"""Renoised paths: FlowEdit's coupling, with kept velocities and features, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from rectiflow.invert import get_preset
+from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.invert.preset import Preset
+from rectiflow.models import SD3Model
+from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.steer import EditTask, align, edit_latents
+from tests.tiny import tiny_model
+
+SOURCE = ["a red apple on the left", "two lemons"]
+TARGET = ["a green apple on the left", "two red hearts"]
+SEEDS = (5, 11)
+
+
+@pytest.fixture(scope="module")
+def model() -> SD3Model:
+    return tiny_model()
+
+
+def latents() -> Tensor:
+    return torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(3))
+
+
+def task(model: SD3Model, preset: Preset, targets: list[str] = TARGET) -> EditTask:
+    x, source = latents(), model.encode_prompt(SOURCE)
+    grid = grid_for(model, preset, x)
+    return EditTask(
+        path=invert_latents(GuidedVelocity(model, source), x, grid, preset, seeds=SEEDS),
+        grid=grid,
+        source=source,
+        target=model.encode_prompt(targets),
+        owners=(0, 1),
+        token_maps=torch.stack(
+            [align(model, s, t).token_map for s, t in zip(SOURCE, targets, strict=True)]
+        ),
+        seeds=SEEDS,
+    )
+
+
+def without_controls(name: str = "fast", **settings: object) -> Preset:
+    return get_preset(name, num_inference_steps=6, adaln_ratio=0.0, attention_ratio=0.0, **settings)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["fast", "exact"])
+def test_without_controls_it_is_flowedit(model: SD3Model, name: str, strength: float) -> None:
+    """Two derivations of one method: beside a path of fresh noise, and from image to image."""
+    ours = without_controls(name, strength=strength)
+    theirs = get_preset(
+        "flowedit",
+        num_inference_steps=6,
+        strength=strength,
+        guidance_scale=1.0,
+        source_guidance_scale=1.0,
+    )
+    beside = edit_latents(model, task(model, ours), ours)
+    between = edit_latents(model, task(model, theirs), theirs)
+    torch.testing.assert_close(beside.latents, between.latents, atol=1e-4, rtol=0)
+    assert not torch.allclose(beside.latents, latents(), atol=1e-2)
+
+
+def test_under_guidance_too(model: SD3Model) -> None:
+    ours = without_controls(guidance_scale=2.0)
+    theirs = get_preset(
+        "flowedit",
+        num_inference_steps=6,
+        strength=1.0,
+        guidance_scale=2.0,
+        source_guidance_scale=2.0,
+    )
+    beside = edit_latents(model, task(model, ours), ours)
+    between = edit_latents(model, task(model, theirs), theirs)
+    torch.testing.assert_close(beside.latents, between.latents, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["fast", "exact"])
+def test_the_sources_own_prompt_returns_the_image(
+    model: SD3Model, name: str, guidance: float
+) -> None:
+    preset = get_preset(name, num_inference_steps=6, guidance_scale=guidance)
+    edited = edit_latents(model, task(model, preset, SOURCE), preset)
+    assert (edited.latents - latents()).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_kept_features_are_those_of_the_source_beside_it(model: SD3Model, guidance: float) -> None:
+    kept = get_preset("fast", num_inference_steps=6, guidance_scale=guidance)
+    again = dataclasses.replace(kept, source_features="recompute")
+    one = edit_latents(model, task(model, kept), kept)
+    other = edit_latents(model, task(model, again), again)
+    torch.testing.assert_close(one.latents, other.latents, atol=1e-4, rtol=0)
+    # 6 steps of 2 targets; recomputed, 2 sources beside them; under guidance, twice all.
+    assert (one.nfe, other.nfe) == ((12, 24) if guidance == 1 else (48, 48))
+
+
+def test_what_it_costs(model: SD3Model) -> None:
+    """Under guidance nothing is asked that would be asked again."""
+    plain = task(model, get_preset("fast", num_inference_steps=6)).path
+    assert plain.evaluations.tolist() == [[1, 1]] * 6 and plain.velocities is not None
+    guided = task(model, get_preset("fast", num_inference_steps=6, guidance_scale=2.0)).path
+    assert guided.evaluations.sum() == 0 and guided.velocities is None
+
+
+def test_every_step_has_noise_of_its_own_from_the_images_seed(model: SD3Model) -> None:
+    preset = get_preset("fast", num_inference_steps=6)
+    x, grid = latents(), grid_for(model, preset, latents())
+    field = GuidedVelocity(model, model.encode_prompt(SOURCE))
+    both = invert_latents(field, x, grid, preset, seeds=SEEDS).trajectory
+    alone = invert_latents(
+        GuidedVelocity(model, model.encode_prompt(SOURCE[1:])), x[1:], grid, preset, seeds=[11]
+    ).trajectory
+    assert torch.equal(both[:, 1:], alone)
+    t = grid[:-1].view(-1, 1, 1, 1, 1)
+    noise = (both[:-1] - t * x) / (1 - t)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    flat = noise.flatten(1)
+    correlation = torch.corrcoef(flat) - torch.eye(6)
+    assert correlation.abs().max() < 0.15
