@@ -97,12 +97,9 @@ def invert_latents(
     scheme, model = SCHEMES[preset.scheme], velocity.model
     noise = None
     if scheme.noisy:
-        height, width = (side * model.factor for side in latents.shape[-2:])
         drawn = seeds or [preset.noise_seed] * len(latents)
-        generators = [torch.Generator().manual_seed(seed) for seed in drawn]
-        draws = len(grid) - 1 if scheme.every_step else 1
-        noises = [initial_noise(model, generators, height, width) for _ in range(draws)]
-        noise = torch.stack(noises) if scheme.every_step else noises[0]
+        draws = draw(drawn, latents, len(grid) - 1 if scheme.every_step else 1)
+        noise = draws if scheme.every_step else draws[0]
     wanted = wanted_features(model, preset, len(grid) - 1)
     if not wanted:
         return scheme.invert(velocity, latents, grid, preset, noise)
@@ -112,6 +109,26 @@ def invert_latents(
         path = scheme.invert(field, latents, grid, preset, noise)
         field.close()
     return dataclasses.replace(path, features=store)
+
+
+def draw(seeds: Sequence[int], like: Tensor, draws: int) -> Tensor:
+    """Draws from N(0, I), one after the other from each row's own seed, on the CPU.
+
+    Args:
+        seeds: one per row.
+        like: ``[B, ...]``: what one draw looks like, and where it goes.
+        draws: n.
+
+    Returns:
+        ``[n, B, ...]``; the first is `initial_noise`.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = like.shape[1:]
+    noises = [
+        torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        for _ in range(draws)
+    ]
+    return torch.stack(noises).to(like.device)
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ class FlowModel(ABC):
         self.pipeline = pipeline
         self.name = name
         self.metadata = metadata or Metadata()
+        self._dtype: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
 
     # What the network is.
 
@@ -101,7 +102,12 @@ class FlowModel(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the network computes in; states and velocities are float32 all the same."""
-        return self.network.dtype
+        # diffusers looks at every parameter each time, which costs as much as a small block does.
+        network = self.network
+        seen = (network, next(network.parameters()).dtype)
+        if self._dtype is None or self._dtype[0] != seen:
+            self._dtype = (seen, network.dtype)
+        return self._dtype[1]
 
     @cached_property
     def weight_hash(self) -> str:
