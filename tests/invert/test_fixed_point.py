@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.flow.grid import shifted, uniform
-from rectiflow.invert import euler_inversion, fixed_point_inversion
+from rectiflow.invert import euler_inversion, fixed_point_inversion, get_preset
+from tests.invert.fields import randn
 
 ONE_STEP = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -188,3 +191,42 @@ def test_what_is_not_a_number_stays_visible() -> None:
     )
     assert result.trajectory[:-1].isnan().all()
     assert result.evaluations.tolist() == [[1], [1], [1]]
+
+
+def test_stopped_at_the_query_the_velocities_are_those_there() -> None:
+    rates, x_1 = torch.tensor([0.0, 0.9, 6.0], dtype=torch.float64), randn(3, 5)
+    settings: dict[str, Any] = {"iterations": 3, "tolerance": 1e-3, "warm_start": True}
+    for grid in (uniform(5), shifted(5, 3.0), 0.3 + 0.7 * uniform(4)):
+        path = fixed_point_inversion(Linear(rates), x_1, grid, stop_at_query=True, **settings)
+        assert path.velocities is not None and path.offsets is None
+        for i, (t, h) in enumerate(zip(grid[:-1], grid.diff(), strict=True)):
+            here, there = path.trajectory[i], path.trajectory[i + 1]
+            v = Linear(rates)(here, t, i)
+            torch.testing.assert_close(path.velocities[i], v)
+            correction = path.correction(grid, i)
+            assert correction is not None
+            torch.testing.assert_close(correction, there - here - h * v)
+            # It is G(y) − y, whose size is the residual's.
+            relative = correction.norm(dim=1) / (here + correction).norm(dim=1)
+            torch.testing.assert_close(path.residuals[i], relative.float(), rtol=1e-4, atol=1e-7)
+        # The rows were done with at different iterations.
+        assert (path.evaluations[:, 0] < path.evaluations[:, 2]).any()
+
+
+def test_stopping_at_the_query_costs_an_iteration_and_no_evaluation() -> None:
+    rates, x_1 = torch.tensor([0.4], dtype=torch.float64), randn(1, 4)
+    exact = exact_inverse(rates, x_1, ONE_STEP)[0]
+    for n in range(4):
+        path = fixed_point_inversion(Linear(rates), x_1, ONE_STEP, iterations=n, stop_at_query=True)
+        assert path.evaluations.item() == n + 1
+        torch.testing.assert_close(path.trajectory[0] - exact, (-0.4) ** n * (x_1 - exact))
+
+
+def test_elsewhere_the_velocity_is_not_known() -> None:
+    x_1, grid = randn(2, 4), uniform(3)
+    field = Linear(torch.tensor([0.4, 0.5], dtype=torch.float64))
+    for average in (False, True):
+        path = fixed_point_inversion(field, x_1, grid, iterations=2, average=average)
+        assert path.velocities is None and path.correction(grid, 0) is None
+    with pytest.raises(InputError, match="average and stop_at_query exclude each other"):
+        get_preset("ftedit", stop_at_query=True)
