@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.images import Restore
+from rectiflow.models.prompts import Conditioning
 
 FORMAT = 2
 
@@ -67,6 +69,11 @@ class Inversion:
     """Under which a generated source was generated; inversion runs without guidance."""
     picture: Image.Image | None = field(default=None, repr=False)
     """The picture that was inverted, RGB and upright; None of a generated source."""
+
+    @cached_property
+    def conditioning(self) -> Conditioning:
+        """The prompt under which the path was found, embedded: one row."""
+        return self.model.encode_prompt([self.inverted_prompt])
 
     @property
     def trajectory(self) -> Tensor:
@@ -125,9 +132,8 @@ class Inversion:
                 equation 9); exact up to rounding, however bad the inversion was. Without it the
                 result shows how good the inversion is.
         """
-        cond = self.model.encode_prompt([self.inverted_prompt])
         guidance = self.guidance_scale if self.inverted else 1.0
-        velocity = GuidedVelocity(self.model, cond, None, guidance)
+        velocity = GuidedVelocity(self.model, self.conditioning, None, guidance)
         counted = CountedVelocity(velocity)
         scheme = SCHEMES[self.path.scheme or self.preset.scheme]
         solver = scheme.solver(self.path, self.grid, torch.zeros(1).long())

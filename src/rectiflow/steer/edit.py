@@ -34,7 +34,7 @@ from rectiflow.steer.masks import (
     pasted,
     picture_masks,
 )
-from rectiflow.steer.source import check_reuse, inverted, source_size
+from rectiflow.steer.source import check_reuse, inverted, prompt_of, source_size
 from rectiflow.steer.task import EditTask, StepCallback
 from rectiflow.steer.warnings import edit_warnings
 from rectiflow.steer.windows import check_windows, word_steps
@@ -219,12 +219,15 @@ def edit(
         raise InputError("mask_grow and mask_blur change a mask that is given: give one")
     if paste_back:
         _check_paste_back(image, drawn is not None, chosen)
-    check_windows(windows or {}, chosen)
+    alignments = [align(model, prompt_of(image, source_prompt), target) for target in targets]
+    token_maps = torch.stack([alignment.token_map for alignment in alignments])
+    held = None
+    if windows:
+        check_windows(windows, chosen)
+        held = word_steps(model, targets, token_maps, windows, chosen)
     inversion = inverted(model, image, source_prompt, seed, chosen, settings.get("guidance_scale"))
     warnings = edit_warnings(inversion, targets, negative_prompt, chosen)
     started = time.perf_counter()
-    alignments = [align(model, inversion.source_prompt, target) for target in targets]
-    token_maps = torch.stack([alignment.token_map for alignment in alignments])
     words = [
         changed_tokens(model, inversion.source_prompt, target, token_map)
         for target, token_map in zip(targets, token_maps, strict=True)
@@ -236,15 +239,13 @@ def edit(
     task = EditTask(
         path=inversion.path,
         grid=inversion.grid,
-        source=model.encode_prompt([inversion.inverted_prompt]),
+        source=inversion.conditioning,
         target=model.encode_prompt(targets),
         owners=(0,) * len(targets),
         token_maps=token_maps,
-        negative=model.encode_prompt([negative_prompt or ""]),
+        negative=None if negative_prompt is None else model.encode_prompt([negative_prompt]),
         mask=cells,
-        token_steps=word_steps(model, targets, token_maps, windows, chosen, len(inversion.grid) - 1)
-        if windows
-        else None,
+        token_steps=held,
         changed=torch.stack([changed for changed, _ in words]),
         deleted=torch.stack([deleted for _, deleted in words]),
     )
