@@ -84,3 +84,13 @@ def source_size(
     if isinstance(image, Inversion):
         return image.restore.source_size
     return image.size if isinstance(image, Image.Image) else (model.default_size,) * 2
+
+
+def prompt_of(image: Image.Image | Inversion | None, source_prompt: str | None) -> str:
+    """The source prompt that an edit will go by.
+
+    Args:
+        image: as `edit` takes it, a file already opened.
+        source_prompt: as it was given.
+    """
+    return image.source_prompt if isinstance(image, Inversion) else source_prompt or ""

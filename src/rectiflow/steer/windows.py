@@ -42,7 +42,6 @@ def word_steps(
     token_maps: Tensor,
     windows: Mapping[str, float],
     preset: Preset,
-    steps: int,
 ) -> Tensor:
     """Until which step each token of each target is held.
 
@@ -53,8 +52,7 @@ def word_steps(
         windows: of words or phrases, whatever their case, each place where they stand: the share
             of the steps over which they are held; `adaln_ratio` for all others. The last one that
             names a word counts.
-        preset: whose `adaln_ratio`.
-        steps: of the editing.
+        preset: whose `adaln_ratio`, and whose number of steps.
 
     Returns:
         int64 ``[T, L]``, 0 for tokens that have no counterpart; for `EditTask.token_steps`.
@@ -62,6 +60,7 @@ def word_steps(
     Raises:
         InputError: a window is of a word that stays in none of the targets.
     """
+    steps = active_steps(preset.strength, preset.num_inference_steps)
     held = torch.full_like(token_maps, active_steps(preset.adaln_ratio, steps))
     kept = token_maps != NOTHING
     segments = model.tokenize(list(targets))
