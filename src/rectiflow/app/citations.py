@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dnaedit": ("the preset `dnaedit`: direct noise alignment, SD3.5", ("xie2025dnaedit",)),
     "dnaedit-flux": ("the preset `dnaedit-flux`: FLUX settings", ("xie2025dnaedit",)),
     "sdedit": ("the preset `sdedit`: noise, and the target prompt", ("meng2022sdedit",)),
+    "subject": ("the preset `subject`: FTEdit's controls on generations", ("xu2025unveil",)),
     "rectified-flow": ("straight paths, reflow, straightness", ("liu2023flow",)),
     "sd3": ("Stable Diffusion 3: shifted grid, joint transformer", ("esser2024scaling",)),
     "derived-mask": (

@@ -171,6 +171,15 @@ PRESETS: dict[str, Preset] = {
         adaln_ratio=0.0,
         attention_ratio=0.0,
     ),
+    # Not for pictures: two generations from one noise, at the model's own guidance
+    # (rectiflow.consistent).
+    "subject": Preset(
+        reference="FTEdit's controls between generated pictures, for one subject in all of them",
+        scheme="euler",
+        compensate="none",
+        adaln_ratio=0.07,
+        attention_ratio=0.3,
+    ),
 }
 
 
