@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rectiflow.models.generate import generate
     from rectiflow.models.load import load
     from rectiflow.report import report
-    from rectiflow.steer import PRESETS, EditResult, edit
+    from rectiflow.steer import PRESETS, EditResult, consistent, edit, edit_chain
 
 __all__ = [
     "PRESETS",
@@ -29,7 +29,9 @@ __all__ = [
     "Inversion",
     "WorkError",
     "__version__",
+    "consistent",
     "edit",
+    "edit_chain",
     "generate",
     "invert",
     "load",
@@ -44,6 +46,8 @@ _PUBLIC = {
     "Inversion": "rectiflow.invert",
     "edit": "rectiflow.steer",
     "EditResult": "rectiflow.steer",
+    "edit_chain": "rectiflow.steer",
+    "consistent": "rectiflow.steer",
     "PRESETS": "rectiflow.steer",
     "report": "rectiflow.report",
     "InputError": "rectiflow.errors",

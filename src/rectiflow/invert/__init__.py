@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rectiflow.invert.euler import euler_inversion
 from rectiflow.invert.fixed_point import fixed_point_inversion
-from rectiflow.invert.inverting import from_seed, invert
+from rectiflow.invert.inverting import from_latents, from_seed, invert
 from rectiflow.invert.presets import PRESETS, Preset, get_preset
 from rectiflow.invert.result import InversionResult
 from rectiflow.invert.schemes import SCHEMES
@@ -19,6 +19,7 @@ __all__ = [
     "Reconstruction",
     "euler_inversion",
     "fixed_point_inversion",
+    "from_latents",
     "from_seed",
     "get_preset",
     "invert",

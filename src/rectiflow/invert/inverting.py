@@ -55,7 +55,36 @@ def invert(
     started = time.perf_counter()
     picture = load_image(image)
     pixels, restore = fit(picture, model.size_policy)
-    latents = model.encode_image(pixels)
+    found = from_latents(model, model.encode_image(pixels), restore, source_prompt, preset=chosen)
+    return dataclasses.replace(found, picture=picture, seconds=time.perf_counter() - started)
+
+
+@torch.no_grad()
+def from_latents(
+    model: FlowModel,
+    latents: Tensor,
+    restore: Restore,
+    source_prompt: str | None = None,
+    *,
+    preset: str | Preset = "exact",
+    **settings: Any,
+) -> Inversion:
+    """Invert latents, such as an edit's, which then need not go through the codec again.
+
+    Args:
+        model: from `rectiflow.load`.
+        latents: ``[1, C, h, w]``, float32.
+        restore: the way from the model's picture to the user's, as of the inversion edited from.
+        source_prompt: what they show; the empty prompt when None.
+        preset: as `invert` takes it.
+        **settings: fields of the preset to replace.
+
+    Raises:
+        InputError: a setting is wrong.
+        WorkError: the network returned something that is not a number.
+    """
+    chosen = get_preset(preset, **settings)
+    started = time.perf_counter()
     grid = grid_for(model, chosen, latents)
     prompt = source_prompt or ""
     inverted = "" if chosen.inversion_prompt == "empty" else prompt
@@ -72,7 +101,6 @@ def invert(
         restore=restore,
         nfe=int(path.evaluations.sum()),
         seconds=time.perf_counter() - started,
-        picture=picture,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.steer.alignment import Alignment, align, needleman_wunsch
+from rectiflow.steer.chain import ChainResult, Turn, edit_chain
 from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, controlled
 from rectiflow.steer.edit import EditResult, edit
 from rectiflow.steer.editing import METHODS, edit_latents
+from rectiflow.steer.subject import ConsistentResult, consistent
 from rectiflow.steer.task import Edited, EditTask
 
 __all__ = [
@@ -15,13 +17,18 @@ __all__ = [
     "AdaLNReplacement",
     "Alignment",
     "AttentionInjection",
+    "ChainResult",
+    "ConsistentResult",
     "EditResult",
     "EditTask",
     "Edited",
     "Preset",
+    "Turn",
     "align",
+    "consistent",
     "controlled",
     "edit",
+    "edit_chain",
     "edit_latents",
     "needleman_wunsch",
 ]
