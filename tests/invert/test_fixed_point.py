@@ -230,3 +230,17 @@ def test_elsewhere_the_velocity_is_not_known() -> None:
         assert path.velocities is None and path.correction(grid, 0) is None
     with pytest.raises(InputError, match="average and stop_at_query exclude each other"):
         get_preset("ftedit", stop_at_query=True)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+@pytest.mark.parametrize("rate", [1.5, 10.0, 100.0])
+def test_stopped_at_the_query_where_steps_were_taken_back(rate: float, iterations: int) -> None:
+    """The state is then not the last that was asked, and the velocity is still the one there."""
+    rates, x_1 = torch.tensor([rate], dtype=torch.float64), randn(1, 4)
+    path = fixed_point_inversion(
+        Linear(rates), x_1, ONE_STEP, iterations=iterations, stop_at_query=True
+    )
+    assert path.velocities is not None
+    torch.testing.assert_close(
+        path.velocities[0], Linear(rates)(path.trajectory[0], ONE_STEP[0], 0)
+    )

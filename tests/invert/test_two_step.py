@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from rectiflow.flow.grid import uniform
-from rectiflow.invert import SCHEMES
+from rectiflow.invert import SCHEMES, get_preset
+from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.steer import edit_latents
 from tests.invert.fields import GRIDS, Recorder, generated, inverted, order_of_inversion, randn
+from tests.steer.edits import SOURCES, task
+from tests.tiny import tiny_model
 
 X_1 = randn(3, 4)
 
@@ -94,3 +101,26 @@ def test_every_row_follows_the_path_of_its_owner() -> None:
     )
     assert torch.equal(landed, path.trajectory[1][[2, 0, 2]])
     assert torch.equal(memory, path.trajectory[0][[2, 0, 2]])
+
+
+@pytest.mark.parametrize("compensate", ["none", "source", "both"])
+def test_an_edit_in_which_the_source_comes_in_late(compensate: str) -> None:
+    """Features of two steps were kept and those of four are wanted; memory is lost between."""
+    model = tiny_model()
+    preset = get_preset(
+        "two-step",
+        num_inference_steps=6,
+        adaln_ratio=0.0,
+        attention_ratio=2 / 6,
+        compensate=compensate,
+    )
+    latents = torch.randn(2, 4, 8, 12)
+    grid = grid_for(model, preset, latents)
+    field = GuidedVelocity(model, model.encode_prompt(SOURCES))
+    path = invert_latents(field, latents, grid, preset)
+    same = dataclasses.replace(task(model, path, SOURCES, (0, 1)), grid=grid)
+    edited = edit_latents(model, same, preset.override({"attention_ratio": 4 / 6}))
+    torch.testing.assert_close(edited.latents, latents, atol=1e-4, rtol=0)
+    late = 6 if compensate == "both" else 2
+    # The first step asks nothing, with the source or without.
+    assert edited.nfe == 5 * 2 + 2 * min(late, 5)
