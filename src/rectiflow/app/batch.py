@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectiflow.app import editing, options
+from rectiflow.app import edit_job, editing, options
 from rectiflow.app.batch_rows import Choose, Row, read_rows
 from rectiflow.app.console import Session, finite
 from rectiflow.errors import InputError, WorkError
@@ -165,7 +165,7 @@ def _edit(
     terminal: Session,
 ) -> tuple[Inversion, dict[str, Any]]:
     """One row; its inversion for the next of the same source, and what results.jsonl says of it."""
-    picture = editing.read(row.job)
+    picture = edit_job.read(row.job)
     options.output_folder(row.job.output)
     # The warnings of a row are its own, each printed once for the whole table.
     own = _Row(terminal.stdout, terminal.as_json, terminal)

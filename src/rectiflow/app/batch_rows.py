@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from rectiflow.app import editing, options, record
+from rectiflow.app import edit_job, options, record
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Row:
     """In the file, the header being line 1."""
     name: str
     """Of its folder below the output folder."""
-    job: editing.Job
+    job: edit_job.Job
 
     @property
     def source(self) -> str:
@@ -131,7 +131,7 @@ def _row(
     if Path(name).is_absolute() or ".." in Path(name).parts or Path(name) == Path():
         raise InputError(f"the output {name} is not a folder's name below -o")
     chosen, named = choose(given.get("preset", preset))
-    job = editing.Job(
+    job = edit_job.Job(
         image=folder / Path(given["image"]).expanduser() if "image" in given else None,
         seed=_seed(given["seed"]) if "seed" in given else None,
         source_prompt=given.get("from"),
@@ -143,7 +143,7 @@ def _row(
         preset_name=given.get("preset", preset),
         named=named,
     )
-    editing.check(job)
+    edit_job.check(job)
     for file in (job.image, job.mask):
         if file is not None:
             _look(file)

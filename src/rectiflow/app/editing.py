@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,36 +13,13 @@ from PIL import Image
 
 from rectiflow.app import options, record, results
 from rectiflow.app.console import Session, command_line, evaluations, session
+from rectiflow.app.edit_job import Job, check, check_alone, read, windows_of
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
     from rectiflow.invert import Inversion, Preset, Reconstruction
     from rectiflow.models.base import FlowModel
     from rectiflow.steer import EditResult
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One edit, from its inputs to its folder."""
-
-    image: Path | None
-    """A picture, or an inversion saved before; None to edit what `seed` generates."""
-    seed: int | None
-    source_prompt: str | None
-    prompts: list[str]
-    negative: str | None
-    mask: Path | None
-    output: Path
-    preset: Preset
-    preset_name: str | None
-    """As it was asked for."""
-    named: list[str]
-    """The fields of the preset that were set one by one."""
-
-    @property
-    def reused(self) -> bool:
-        """Whether the image is an inversion."""
-        return self.image is not None and self.image.suffix == ".safetensors"
 
 
 def edit(
@@ -75,6 +51,33 @@ def edit(
         Path | None,
         typer.Option(
             help="An image of the same size, white where the edit may change it.",
+            show_default=False,
+        ),
+    ] = None,
+    mask_grow: Annotated[
+        int | None,
+        typer.Option(help="Pixels by which the mask's white spreads.", show_default=False),
+    ] = None,
+    mask_blur: Annotated[
+        float | None,
+        typer.Option(help="Pixels over which its edges soften then.", show_default=False),
+    ] = None,
+    paste_back: Annotated[
+        bool,
+        typer.Option("--paste-back", help="Outside the mask, keep the image's pixels to the bit."),
+    ] = False,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD=RATIO",
+            help="Hold an unchanged word over this share of the steps; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of the steps that are gone, from the image's end; 1 is all of them.",
             show_default=False,
         ),
     ] = None,
@@ -119,7 +122,10 @@ def edit(
     with session(as_json) as terminal:
 
         def choose(name: str | None) -> tuple[Preset, list[str]]:
-            return options.preset_of(name, settings, steps=steps, guidance=guidance)
+            given = [] if strength is None else [f"strength={strength}"]
+            return options.preset_of(
+                name, [*(settings or []), *given], steps=steps, guidance=guidance
+            )
 
         def loaded() -> FlowModel:
             return options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
@@ -127,8 +133,10 @@ def edit(
         parts = functools.partial(options.parts_of, model, base, lora)
         if table is not None:
             given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
-                     "--mask": mask, "--seed": seed}  # fmt: skip
-            _check_alone(given)
+                     "--mask": mask, "--seed": seed, "--mask-grow": mask_grow,
+                     "--mask-blur": mask_blur, "--paste-back": paste_back,
+                     "--window": window}  # fmt: skip
+            check_alone(given)
             from rectiflow.app.batch import run_batch
 
             run_batch(table, output, choose, preset, loaded, parts, terminal)
@@ -137,7 +145,8 @@ def edit(
             raise InputError('give --to "...": what should the image show instead?')
         chosen, named = choose(preset)
         job = Job(
-            image, seed, source_prompt, to, negative, mask, output, chosen, preset, named
+            image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
+            mask_grow or 0, mask_blur or 0.0, paste_back, windows_of(window or []),
         )  # fmt: skip
         check(job)
         picture = read(job)
@@ -145,29 +154,6 @@ def edit(
         network = loaded()
         _, data = perform(network, job, picture, parts(), command_line(context), terminal)
         terminal.result(data, results.summary(data, output))
-
-
-def _check_alone(given: Mapping[str, object]) -> None:
-    """Refuse what a table of edits says for each."""
-    named = [name for name, value in given.items() if value not in (None, [])]
-    if named:
-        raise InputError(
-            f"--batch takes images, prompts, masks and seeds from its file: leave out "
-            f"{', '.join(named)}"
-        )
-
-
-def check(job: Job) -> None:
-    """Refuse a job that cannot be, before any work.
-
-    Raises:
-        InputError: says what to give.
-    """
-    if (job.image is None) == (job.seed is None):
-        raise InputError("give an image or --seed, one of the two")
-    if job.seed is not None and not job.source_prompt:
-        raise InputError('--seed needs --from "...": what should be generated and then edited?')
-    _check_kept(job.output, len(job.prompts), job.image, job.mask)
 
 
 def perform(
@@ -203,6 +189,8 @@ def perform(
         # What was set one by one must not contradict the inversion; the rest is its own.
         replaced = {name: getattr(chosen, name) for name in job.named}
         chosen = source.preset if job.preset_name is None else chosen
+    elif seed is not None and "guidance_scale" in job.named:
+        replaced = {"guidance_scale": chosen.guidance_scale}  # the picture's own too
     result, exact, plain = run(
         model,
         source,
@@ -213,12 +201,14 @@ def perform(
         negative_prompt=job.negative,
         mask=job.mask,
         seed=None if inversion is not None else seed,
+        **job.around,
         **replaced,
     )
     if inversion is not None and picture is not None:
         result = dataclasses.replace(result, source=picture)
     origin = None if job.image is None else (job.image, picture)
-    made = results.about(model, result, job.negative, origin, job.mask, job.preset_name) | parts
+    made = results.about(model, result, job.negative, origin, job.mask, job.preset_name)
+    made |= job.around | parts
     images = results.write_pictures(job.output, result, exact, made)
     report = result.edit_report(
         reconstruction=(exact, plain), command=command, environment=record.environment(model)
@@ -228,36 +218,6 @@ def perform(
 
     write_edit_report(report, job.output / "report.html")
     return result, results.as_data(result, exact, plain, made, images, terminal.warnings)
-
-
-def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
-    """Refuse to write over what is read: the picture to edit is often a result itself."""
-    names = {"source.png", "reconstruction.png", *(f"edit-{n + 1}.png" for n in range(edits))}
-    written = {(output / name).resolve() for name in names}
-    for file in inputs:
-        if file is not None and file.resolve() in written:
-            raise InputError(f"{file} would be overwritten: choose another folder with -o")
-
-
-def read(job: Job) -> Image.Image | None:
-    """The picture, and a look at the mask before an hour has been spent on inverting.
-
-    Raises:
-        InputError: one of them cannot be read, or they do not fit.
-    """
-    from rectiflow.models.images import load_image
-
-    if job.image is None or job.reused:
-        return None
-    picture = load_image(job.image)
-    if job.mask is not None:
-        drawn = load_image(job.mask)
-        if drawn.size != picture.size:
-            raise InputError(
-                f"the mask {job.mask} is {drawn.width} × {drawn.height} and the image "
-                f"{picture.width} × {picture.height}: they must be of one size"
-            )
-    return picture
 
 
 def run(

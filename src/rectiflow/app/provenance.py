@@ -123,6 +123,8 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
     preset = Preset(**settings)
     if made["role"] == "reconstruction":
         return _inversion(model, source, made, preset).reconstruct().image
+    if source is None:
+        source = _inversion(model, source, made, preset)
     result = rectiflow.edit(
         model,
         source,
@@ -132,7 +134,7 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
         negative_prompt=made["negative_prompt"],
         preset=preset,
         mask=_mask(made),
-        seed=made["seed"] if source is None else None,
+        **{name: made[name] for name in ("mask_grow", "mask_blur", "paste_back", "windows")},
     )
     return result.images[made["number"] - 1]
 
@@ -143,7 +145,13 @@ def _inversion(model: FlowModel, source: Any, made: dict[str, Any], preset: Any)
     if isinstance(source, Inversion):
         return source
     if source is None:
-        return from_seed(model, made["source_prompt"], made["seed"], preset=preset)
+        return from_seed(
+            model,
+            made["source_prompt"],
+            made["seed"],
+            preset=preset,
+            guidance_scale=made["source_guidance"],
+        )
     return invert(model, source, made["source_prompt"], preset=preset)
 
 

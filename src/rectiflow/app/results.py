@@ -52,6 +52,7 @@ def about(
         "settings": options.whole(result.preset),
         "grid": result.inversion.grid.tolist(),
         "seed": result.inversion.seed,
+        "source_guidance": result.inversion.guidance_scale,
         "source": None if image is None else str(image.resolve()),
         "source_hash": source_hash(image, picture),
         "mask": None if mask is None else str(mask.resolve()),
@@ -111,12 +112,14 @@ def as_data(
 
     inversion, count = result.inversion, len(result.images)
     codec = inversion.images(inversion.latents)[0]
-    shown = ("source_prompt", "negative_prompt", "seed", "source", "mask")
+    shown = ("source_prompt", "negative_prompt", "seed", "source", "mask", "mask_grow",
+             "mask_blur", "paste_back", "windows")  # fmt: skip
     return {
         "model": inversion.model.name,
         "preset": made["method"],
         "settings": made["settings"]
         | {key: made[key] for key in (*shown, "dtype", "device", "weight_hash")},
+        "mask": result.mask_kind,
         "inversion": inversion_data(inversion) | {"compensation": float(exact.compensation.max())},
         "reconstruction": {
             "max_abs_latent": exact.max_abs_latent,

@@ -1,0 +1,128 @@
+"""One edit as the command line asks for it, looked at before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rectiflow.invert import Preset
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit, from its inputs to its folder."""
+
+    image: Path | None
+    """A picture, or an inversion saved before; None to edit what `seed` generates."""
+    seed: int | None
+    source_prompt: str | None
+    prompts: list[str]
+    negative: str | None
+    mask: Path | None
+    output: Path
+    preset: Preset
+    preset_name: str | None
+    """As it was asked for."""
+    named: list[str]
+    """The fields of the preset that were set one by one."""
+    mask_grow: int = 0
+    mask_blur: float = 0.0
+    paste_back: bool = False
+    windows: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def around(self) -> dict[str, Any]:
+        """What else `rectiflow.edit` is told, as JSON data."""
+        return {
+            "mask_grow": self.mask_grow,
+            "mask_blur": self.mask_blur,
+            "paste_back": self.paste_back,
+            "windows": dict(self.windows),
+        }
+
+    @property
+    def reused(self) -> bool:
+        """Whether the image is an inversion."""
+        return self.image is not None and self.image.suffix == ".safetensors"
+
+
+def check_alone(given: Mapping[str, object]) -> None:
+    """Refuse what a table of edits says for each, and what is for one edit.
+
+    Raises:
+        InputError: names what to leave out.
+    """
+    named = [name for name, value in given.items() if value not in (None, [], False)]
+    if named:
+        raise InputError(
+            "--batch takes images, prompts, masks and seeds from its file, and masks as they are: "
+            f"leave out {', '.join(named)}"
+        )
+
+
+def windows_of(assignments: Sequence[str]) -> dict[str, float]:
+    """What ``--window WORD=RATIO`` says.
+
+    Raises:
+        InputError: it is not a word and a number.
+    """
+    windows = {}
+    for assignment in assignments:
+        word, _, ratio = assignment.rpartition("=")
+        try:
+            windows[word.strip()] = float(ratio)
+        except ValueError:
+            word = ""
+        if not word.strip():
+            raise InputError(f"--window {assignment!r}: give WORD=RATIO, such as apple=0.5")
+    return windows
+
+
+def check(job: Job) -> None:
+    """Refuse a job that cannot be, before any work.
+
+    Raises:
+        InputError: says what to give.
+    """
+    if (job.image is None) == (job.seed is None):
+        raise InputError("give an image or --seed, one of the two")
+    if job.seed is not None and not job.source_prompt:
+        raise InputError('--seed needs --from "...": what should be generated and then edited?')
+    _check_kept(job.output, len(job.prompts), job.image, job.mask)
+
+
+def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
+    """Refuse to write over what is read: the picture to edit is often a result itself."""
+    names = {"source.png", "reconstruction.png", *(f"edit-{n + 1}.png" for n in range(edits))}
+    written = {(output / name).resolve() for name in names}
+    for file in inputs:
+        if file is not None and file.resolve() in written:
+            raise InputError(f"{file} would be overwritten: choose another folder with -o")
+
+
+def read(job: Job) -> Image.Image | None:
+    """The picture, and a look at the mask before an hour has been spent on inverting.
+
+    Raises:
+        InputError: one of them cannot be read, or they do not fit.
+    """
+    from rectiflow.models.images import load_image
+
+    if job.image is None or job.reused:
+        return None
+    picture = load_image(job.image)
+    if job.mask is not None:
+        drawn = load_image(job.mask)
+        if drawn.size != picture.size:
+            raise InputError(
+                f"the mask {job.mask} is {drawn.width} × {drawn.height} and the image "
+                f"{picture.width} × {picture.height}: they must be of one size"
+            )
+    return picture
