@@ -1,0 +1,101 @@
+"""``rectiflow edit`` with masks, windows, strength and pasting back, and their replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.app.conftest import Run
+
+EDIT = ["--from", "a red apple", "--to", "a green apple", "--preset", "euler", "--steps", "3"]
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mask(cwd: Path, photo: Path) -> Path:
+    drawn = Image.new("L", Image.open(photo).size)
+    drawn.paste(255, (0, 0, 12, drawn.height))
+    drawn.save(cwd / "mask.png")
+    return cwd / "mask.png"
+
+
+def test_pasted_back_and_replayed(
+    run: Run, model: Path, photo: Path, mask: Path, cwd: Path
+) -> None:
+    options = ["--mask", mask, "--mask-grow", "2", "--mask-blur", "1.5", "--paste-back"]
+    options += ["--window", "apple=1.0", "--strength", "0.67"]
+    done = run("edit", photo, *EDIT, *options, "-m", model, "--json")
+    assert done.code == 0, done
+    data = done.data
+    assert data["mask"] == "given"
+    settings = data["settings"]
+    assert (settings["mask_grow"], settings["mask_blur"]) == (2, 1.5)
+    assert settings["paste_back"] is True and settings["windows"] == {"apple": 1.0}
+    assert settings["strength"] == 0.67 and data["inversion"]["nfe"] == 2
+    edited, source = (
+        np.asarray(Image.open(file).convert("RGB")) for file in (cwd / "out/edit-1.png", photo)
+    )
+    assert np.array_equal(edited[:, 20:], source[:, 20:])
+    assert not np.array_equal(edited[:, :12], source[:, :12])
+    assert "paste back" in (cwd / "out/report.html").read_text().replace("_", " ")
+    assert run("replay", "out/edit-1.png", "--json").data["identical"] is True
+
+
+def test_derived_masks_are_named(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    for kind, options in (
+        ("none", []),
+        ("velocity", ["--set", "mask_threshold=0.5"]),
+        ("attention", ["--set", "mask_threshold=0.5", "--set", "mask_from=attention"]),
+    ):
+        done = run("edit", photo, *EDIT, *options, "-m", model, "--json")
+        assert done.code == 0 and done.data["mask"] == kind, done
+
+
+def test_from_a_saved_inversion(run: Run, model: Path, photo: Path, mask: Path, cwd: Path) -> None:
+    run("invert", photo, "--prompt", "a red apple", "--preset", "euler", "--steps", "3",
+        "-o", "x.safetensors", "-m", model)  # fmt: skip
+    done = run("edit", "x.safetensors", "--to", "a green apple", "--mask", mask, "--paste-back",
+               "-m", model, "--json")  # fmt: skip
+    assert done.code == 0, done
+    edited, source = (
+        np.asarray(Image.open(file).convert("RGB")) for file in (cwd / "out/edit-1.png", photo)
+    )
+    assert np.array_equal(edited[:, 12:], source[:, 12:])
+
+
+def test_a_seeds_guidance_is_replayed(run: Run, model: Path, cwd: Path) -> None:
+    for guidance in ([], ["--guidance", "1.5"]):
+        done = run("edit", "--seed", "3", *EDIT, *guidance, "-m", model, "--json")
+        assert done.code == 0, done
+        for file in ("out/edit-1.png", "out/reconstruction.png", "out/source.png"):
+            assert run("replay", file, "--json").data["identical"] is True, (file, guidance)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--paste-back"], ("paste_back needs a mask",)),
+        (["--mask-blur", "2"], ("mask_grow and mask_blur change a mask that is given",)),
+        (["--window", "apple"], ("--window 'apple'", "WORD=RATIO")),
+        (["--window", "=0.5"], ("WORD=RATIO",)),
+        (["--window", "cat=0.5"], ("'cat' is no word that stays", "there are: a, apple")),
+        (["--strength", "2"], ("strength is 2", "from 0 to 1")),
+        (["--strength", "0.1"], ("strength 0.1 of 3 steps leaves none",)),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    run: Run, model: Path, photo: Path, cwd: Path, options: list[str], words: tuple[str, ...]
+) -> None:
+    run("edit", photo, *EDIT, *options, "-m", model).refuses(*words)
+
+
+def test_not_with_a_table(run: Run, model: Path, cwd: Path) -> None:
+    run("edit", "--batch", "x.csv", "--paste-back", "-m", model).refuses("leave out --paste-back")
