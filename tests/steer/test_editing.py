@@ -45,6 +45,8 @@ def model() -> SD3Model:
 def settings(**given: Any) -> Preset:
     """Everything that matters is said, so that tuned presets do not change these tests."""
     given = {"num_inference_steps": STEPS, "grid": "shifted", "guidance_scale": 1.0} | given
+    given = {"scheme": "fixed_point", "method": "two_branch"} | given
+    given = {"source_features": "recompute"} | given
     return get_preset("exact", **({"compensate": "both"} | NOTHING | given))
 
 

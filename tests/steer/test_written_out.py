@@ -72,6 +72,7 @@ def work(model: SD3Model, **given: Any) -> EditTask:
 
 def settings(**given: Any) -> Preset:
     everything = {"adaln_ratio": 0.8, "attention_ratio": 0.4, "mask_threshold": 0.0}
+    everything |= {"scheme": "euler", "method": "two_branch", "source_features": "recompute"}
     return get_preset("exact", num_inference_steps=STEPS, **(everything | given))
 
 

@@ -37,6 +37,10 @@ class EditField:
         self.network = network
         self.task = task
         self.target, self.scale = guided(model, task.target, *scales)
+        self.as_inverted = self.scale == 1 and not (
+            model.guidance_embeds and preset.guidance_scale != 1
+        )
+        """Whether the targets run as sources are inverted: without guidance of either sort."""
         # A source is replayed as it was inverted, unless it has to run under the guidance too.
         self.guided_sources = guided_sources
         self.source, _ = guided(model, task.source, *(scales if guided_sources else (1.0, 1.0)))

@@ -52,6 +52,60 @@ def derived_mask(
     )
 
 
+class _Source:
+    """The source's row: where it is, what is known of it, and in which steps it has to run.
+
+    Args:
+        task: its path.
+        preset: what is taken from it.
+        field: the field of source and targets.
+        seen: the steps in which its attention is watched.
+        compared: the steps in which its velocity is held against the targets'.
+    """
+
+    def __init__(
+        self, task: EditTask, preset: Preset, field: EditField, seen: int, compared: int
+    ) -> None:
+        self.task = task
+        self.network = field.network
+        self.shared, self.free = preset.compensate == "both", preset.compensate == "none"
+        self.keeps = preset.source_features == "inversion"
+        self.knows = self.keeps and field.as_inverted
+        self.seen, self.compared = seen, compared
+        self.last_use = max([c.steps for c in field.network.controls] + [seen, compared])
+        self.state = task.trajectory[0]
+
+    def correction(self, step: int) -> Tensor | None:
+        """What compensation adds to a step, if it is known without running the source."""
+        return self.task.path.correction(self.task.grid, step) if self.knows else None
+
+    def runs(self, step: int) -> bool:
+        """Whether something is wanted of it in a step that has not been kept."""
+        points, features = self.network.points(step), self.task.path.features
+        kept = not points or (features is not None and features.covers(step, points))
+        kept = kept and self.keeps
+        compared = step < self.compared
+        return (
+            (bool(points) and not kept)
+            or step < self.seen
+            or ((self.shared or compared) and self.correction(step) is None)
+            # Running free it has to get where it will be wanted.
+            or (self.free and step < self.last_use and not (kept and not self.seen + self.compared))
+        )
+
+    def begin(self, step: int) -> None:
+        """Be where the path is, unless it runs free."""
+        if not self.free:
+            self.state = self.task.trajectory[step]
+
+    def end(self, step: int, landed: Tensor | None) -> Tensor | None:
+        """Go on from where the step landed, None if it did not run; the compensation, if known."""
+        there = self.task.trajectory[step + 1]
+        if self.free:  # where it is not run, its features are those of the path, so it is there
+            self.state = there if landed is None else landed
+        return self.correction(step) if landed is None else there - landed
+
+
 @torch.no_grad()
 def two_branch(
     model: FlowModel,
@@ -65,61 +119,41 @@ def two_branch(
     ``"source"`` only the source's features are those of the true path; with ``"none"`` the
     source too runs free.
     """
-    path, owners = task.path, list(task.owners)
-    shared, free = preset.compensate == "both", preset.compensate == "none"
+    owners, path = list(task.owners), task.path
     mask, gatherer = task.mask, derived_mask(model, preset, task)
     watch = gatherer if isinstance(gatherer, AttentionMask) else None
-    velocities = gatherer if isinstance(gatherer, DerivedMask) else None
+    differences = gatherer if isinstance(gatherer, DerivedMask) else None
     with controlled(model, controls_of(model, preset, task), watch) as network:
-        field = EditField(network, task, preset, guided_sources=free or shared)
-        # Inversion runs without guidance, also without that which a network takes as an input.
-        as_inverted = field.scale == 1 and not (
-            model.guidance_embeds and preset.guidance_scale != 1
+        field = EditField(network, task, preset, guided_sources=preset.compensate != "source")
+        source = _Source(
+            task,
+            preset,
+            field,
+            seen=0 if watch is None else watch.source_steps,
+            compared=0 if differences is None else differences.steps,
         )
-        known = path if preset.source_features == "inversion" and as_inverted else None
-        seen = 0 if watch is None else watch.source_steps
-        compared = 0 if velocities is None else velocities.steps
-        last_use = max([c.steps for c in network.controls] + [seen, compared])
-        source, target = task.trajectory[0], task.trajectory[0][owners]
-        memory, rows = None, -1
+        target, memory, rows = task.trajectory[0][owners], None, 0
         for step in range(task.steps):
             t, t_next = task.grid[step], task.grid[step + 1]
-            if not free:
-                source = task.trajectory[step]
-            points = network.points(step)
-            recorded = preset.source_features == "inversion" and (
-                not points or (path.features is not None and path.features.covers(step, points))
-            )
-            correction = None if known is None else known.correction(task.grid, step)
-            needed = (
-                bool(points and not recorded)
-                or (shared and correction is None)
-                or step < seen
-                or (free and step < last_use and not (recorded and not (seen or compared)))
-                or (step < compared and correction is None)
-            )
-            x = torch.cat([source, target]) if needed else target
-            if len(x) < rows:
-                memory = _last_rows(memory, len(x))
-            elif len(x) > rows:
-                memory = None  # nothing is remembered of sources that come in later
+            source.begin(step)
+            here = source.state
+            beside = len(here) if source.runs(step) else 0
+            x = torch.cat([here[:beside], target])
+            memory = _last_rows(memory, len(x)) if len(x) <= rows else None
             rows = len(x)
-            owned = torch.tensor([*range(len(source))] * needed + owners)
+            owned = torch.tensor([*range(beside), *owners])
             solver = SCHEMES[path.scheme or preset.scheme].solver(path, task.grid, owned)
             landed, memory = solver.step(field, x, t, t_next, step, memory)
-            here = landed[: len(source)] if needed else None
-            moved = landed[len(landed) - len(owners) :]
-            if velocities is not None and velocities.wants(step):
-                own = task.trajectory[step + 1] - correction if here is None else here  # type: ignore[operator]
-                velocities.add((moved - target - (own - source)[owners]) / (t_next - t))
-            if shared:
-                if here is not None:
-                    correction = task.trajectory[step + 1] - here
+            correction = source.end(step, landed[:beside] if beside else None)
+            moved = landed[beside:]
+            if differences is not None and differences.wants(step):
                 assert correction is not None
-                moved = moved + correction[owners]
+                own = task.trajectory[step + 1] - correction - here
+                differences.add((moved - target - own[owners]) / (t_next - t))
             target = moved
-            if free:  # where it is not run, its features are those of the path, so it is there
-                source = task.trajectory[step + 1] if here is None else here
+            if source.shared:
+                assert correction is not None
+                target = moved + correction[owners]
             if gatherer is not None and gatherer.ready(step):
                 mask = gatherer.mask()
             if mask is not None:
@@ -130,7 +164,7 @@ def two_branch(
 
 
 def _last_rows(memory: Any, count: int) -> Any:
-    """What a solver remembers, for the last rows of the state alone: the sources have gone."""
+    """What a solver remembers, for the last rows of the state alone: the sources may have gone."""
     if isinstance(memory, tuple):
         return tuple(_last_rows(part, count) for part in memory)
     if isinstance(memory, Tensor) and memory.ndim > 0:
