@@ -12,6 +12,7 @@ import typer
 
 from rectiflow._version import __version__
 from rectiflow.app import (
+    chain,
     citing,
     demo,
     editing,
@@ -40,6 +41,11 @@ for command, example in (
         editing.edit,
         'rectiflow edit photo.png --from "a red apple on a white background" '
         '--to "a lemon on a white background" -o out',
+    ),
+    (
+        chain.chain,
+        'rectiflow chain photo.png --from "a red apple" --to "a green apple" '
+        '--to "a green apple on a beach" -o out',
     ),
     (generating.generate, 'rectiflow generate "two cats on a beach" --seed 3 -n 4 -o out'),
     (

@@ -10,6 +10,7 @@ import typer
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, session
+from rectiflow.app.generating_together import Together, paint_together
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT...",
+            help="What the picture should show; several with --consistent.",
+            show_default=False,
+        ),
+    ],
     negative: Annotated[
         str | None, typer.Option(help="What guidance pushes away from.", show_default=False)
     ] = None,
@@ -36,6 +44,14 @@ def generate(
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many, from seed, seed + 1, ...")
     ] = 1,
+    consistent: Annotated[
+        bool,
+        typer.Option(
+            "--consistent",
+            help="A picture for each prompt, with the subject of the first in all of them.",
+        ),
+    ] = False,
+    settings: options.Settings = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or for one picture a .png file.")
     ] = Path("out"),
@@ -49,10 +65,27 @@ def generate(
 ) -> None:
     """Generate pictures from a prompt.
 
+    With --consistent, one for each of several prompts: the first leads, the others start from its
+    noise and keep its subject, more of it with --set attention_ratio=0.5.
+
     What made a picture is kept inside it; see `rectiflow info` and `replay`.
     """
     with session(as_json) as terminal:
         options.check_finite("--guidance", guidance)
+        if consistent:
+            fixed = {"--negative": negative, "--count": count > 1, "--solver": solver != "euler"}
+            given = [name for name, value in fixed.items() if value]
+            if given:
+                raise InputError(f"--consistent does not take {', '.join(given)}: leave it out")
+            wanted = Together(prompts, seed, steps, guidance, height, width, settings or [], output)
+            preset = wanted.check()
+            loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
+            paint_together(loaded, wanted, preset, options.parts_of(model, base, lora), terminal)
+            return
+        if len(prompts) > 1 or settings:
+            what = "several prompts are" if len(prompts) > 1 else "--set is"
+            raise InputError(f"{what} for --consistent: give it too, or one prompt alone")
+        (prompt,) = prompts
         single = output.suffix.lower() == ".png"
         if single and count > 1:
             raise InputError(f"{count} pictures do not fit into {output}: give a folder with -o")

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectiflow.app import options
+from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, session
-from rectiflow.app.results import inversion_data, method_name
+from rectiflow.app.results import (
+    inversion_data,
+    method_name,
+    source_hash,
+)
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rectiflow.invert import Inversion, Reconstruction
 
 
 def invert(
@@ -20,6 +28,15 @@ def invert(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The .safetensors file to write.")
     ] = Path("inversion.safetensors"),
+    reconstruct: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG",
+            help="Also write the image as it comes back from its noise; beside it, named "
+            "-uncompensated, what the inversion alone brings back.",
+            show_default=False,
+        ),
+    ] = None,
     model: options.ModelName = options.DEFAULT_MODEL,
     preset: options.PresetName = None,
     steps: options.Steps = None,
@@ -42,27 +59,101 @@ def invert(
         chosen, _ = options.preset_of(preset, settings, steps=steps)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
+        if reconstruct is not None:
+            _check_pictures(reconstruct, image)
         loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
         import rectiflow
         from rectiflow.models.memory import out_of_memory_explained
 
-        with evaluations(loaded, "inverting"), out_of_memory_explained(loaded):
+        returned: tuple[Reconstruction, Reconstruction] | None = None
+        with evaluations(loaded, "inverting") as bar, out_of_memory_explained(loaded):
             inversion = rectiflow.invert(loaded, picture, prompt, preset=chosen)
+            if reconstruct is not None:
+                bar.set_description("reconstructing")
+                returned = inversion.reconstruct(), inversion.reconstruct(False)
         inversion.save(output)
         about = inversion_data(inversion)
+        found: dict[str, Any] = {}
+        lines: list[str] = []
+        if reconstruct is not None and returned is not None:
+            made = (
+                record.of_model(loaded)
+                | options.parts_of(model, base, lora)
+                | {
+                    "command": "invert",
+                    "source_prompt": inversion.source_prompt,
+                    "method": method_name(preset, chosen),
+                    "settings": options.whole(chosen),
+                    "source": str(image.resolve()),
+                    "source_hash": source_hash(image, picture),
+                }
+            )
+            about["compensation"] = float(returned[0].compensation.max())
+            kept, lines = _write(reconstruct, inversion, returned, made)
+            found = {"reconstruction": kept}
         noise = about["noise"]
         data = {
             "model": loaded.name,
             "preset": method_name(preset, chosen),
             "settings": options.whole(chosen) | {"source_prompt": inversion.source_prompt},
             "inversion": about,
+            **found,
             "file": str(output),
             "warnings": terminal.warnings,
         }
-        terminal.result(
-            data,
+        summary = (
             f"{output}: {inversion.nfe} network samples in {inversion.seconds:.1f} s, largest "
-            f"residual {inversion.residual:.1e}\nnoise: norm {noise['norm']:.3f} (1), excess "
-            f"kurtosis {noise['kurtosis']:+.2f} (0), autocorrelation "
-            f"{noise['autocorrelation']:+.2f} (0)",
+            f"residual {inversion.residual:.1e}"
         )
+        if noise is not None:
+            summary += (
+                f"\nnoise: norm {noise['norm']:.3f} (1), excess kurtosis {noise['kurtosis']:+.2f} "
+                f"(0), autocorrelation {noise['autocorrelation']:+.2f} (0)"
+            )
+        terminal.result(data, "\n".join([summary, *lines]))
+
+
+def _write(
+    file: Path,
+    inversion: Inversion,
+    returned: tuple[Reconstruction, Reconstruction],
+    made: dict[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """Write what came back with and without compensation; its JSON, and a line on each."""
+    from rectiflow.report import save_png
+    from rectiflow.report.pictures import psnr
+    from rectiflow.report.words import decibels
+
+    (exact, plain), beside = returned, _uncompensated(file)
+    save_png(exact.image, file, made | {"role": "reconstruction", "compensated": True})
+    save_png(plain.image, beside, made | {"role": "reconstruction", "compensated": False})
+    codec = inversion.images(inversion.latents)[0]
+    assert inversion.picture is not None
+    kept = {
+        "max_abs_latent": exact.max_abs_latent,
+        "uncompensated_psnr": psnr(plain.image, codec),
+        "psnr": psnr(exact.image, inversion.picture),
+        "psnr_codec": psnr(codec, inversion.picture),
+    }
+    lines = [
+        f"{file}: {decibels(kept['psnr'])} to the image (codec alone: "
+        f"{decibels(kept['psnr_codec'])}), largest latent error {exact.max_abs_latent:.1e}",
+        f"{beside}: {decibels(kept['uncompensated_psnr'])} to what the codec gives",
+    ]
+    return kept | {"image": str(file), "uncompensated": str(beside)}, lines
+
+
+def _uncompensated(file: Path) -> Path:
+    return file.with_stem(f"{file.stem}-uncompensated")
+
+
+def _check_pictures(file: Path, image: Path) -> None:
+    """See that both pictures can be written, and not over the one that is read."""
+    for written in (file, _uncompensated(file)):
+        if written.suffix.lower() != ".png":
+            raise InputError(f"--reconstruct {written} should end in .png")
+        if written.is_dir():
+            raise InputError(f"--reconstruct {written} is a folder: give a file")
+        if written.resolve() == image.resolve():
+            raise InputError(f"{image} would be overwritten: choose another file to write")
+    options.output_folder(file.parent)
