@@ -62,6 +62,12 @@ class Session:
         self.warnings.append(text)
         tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
 
+    def note(self, text: str) -> None:
+        """Say something that is no warning."""
+        from tqdm import tqdm
+
+        tqdm.write(f"rectiflow: {one_line(text)}", file=sys.stderr)
+
     def result(self, data: dict[str, Any], summary: str) -> None:
         """Print the result: as JSON if that was asked for, else in words."""
         text = json_text(data) if self.as_json else summary

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rectiflow.steer import EditResult
 
 
+KEPT_IN = {"memory": "the device's memory", "cpu": "main memory", "disk": "a temporary folder"}
+
+
 def edit(
     context: typer.Context,
     to: Annotated[
@@ -227,11 +230,16 @@ def run(
     *,
     terminal: Session,
     **arguments: Any,
-) -> tuple[EditResult, Reconstruction, Reconstruction]:
-    """An edit and the source's reconstruction with and without compensation, with progress."""
+) -> tuple[EditResult, Reconstruction, Reconstruction | None]:
+    """An edit, and the source's reconstruction with and without compensation, with progress.
+
+    A path that is no inversion brings nothing back without compensation: then there is none.
+    """
     import rectiflow
     from rectiflow.models.memory import out_of_memory_explained
 
+    if isinstance(source, Image.Image):
+        _say_what_is_kept(model, source, preset, terminal)
     with (
         evaluations(model, "inverting") as bar,
         warnings.catch_warnings(),
@@ -246,7 +254,23 @@ def run(
             model, source, preset=preset, callback_on_step_end=show, **arguments
         )
         bar.set_description("reconstructing")
-        exact, plain = result.inversion.reconstruct(), result.inversion.reconstruct(False)
+        exact = result.inversion.reconstruct()
+        plain = result.inversion.reconstruct(False) if result.inversion.inverted else None
     for warning in result.warnings:
         terminal.warn(warning)
     return result, exact, plain
+
+
+def _say_what_is_kept(
+    model: FlowModel, picture: Image.Image, preset: Preset, terminal: Session
+) -> None:
+    """How much of the source's features a run will keep, before it begins."""
+    from rectiflow.invert.features import kept_bytes
+    from rectiflow.models.images import fitted_size
+
+    size = kept_bytes(model, preset, *fitted_size(picture, model.size_policy))
+    if size >= 2**20:
+        terminal.note(
+            f"keeping {size / 2**20:.1f} MiB of the source's features in "
+            f"{KEPT_IN[preset.keep_features]}"
+        )

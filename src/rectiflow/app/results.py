@@ -102,7 +102,7 @@ def write_pictures(
 def as_data(
     result: EditResult,
     exact: Reconstruction,
-    plain: Reconstruction,
+    plain: Reconstruction | None,
     made: dict[str, Any],
     images: list[str],
     warnings: list[str],
@@ -123,7 +123,7 @@ def as_data(
         "inversion": inversion_data(inversion) | {"compensation": float(exact.compensation.max())},
         "reconstruction": {
             "max_abs_latent": exact.max_abs_latent,
-            "uncompensated_psnr": psnr(plain.image, codec),
+            "uncompensated_psnr": None if plain is None else psnr(plain.image, codec),
             "psnr": psnr(exact.image, result.source),
             "psnr_codec": psnr(codec, result.source),
         },
@@ -162,11 +162,15 @@ def summary(data: dict[str, Any], folder: Path) -> str:
         f"{nfe['total']} network samples ({nfe['inversion']} to invert, {nfe['editing']} to edit) "
         f"in {data['seconds']:.1f} s",
         f"source reconstructed: {_decibels(kept['psnr'])} (codec alone: "
-        f"{_decibels(kept['psnr_codec'])}; without compensation "
-        f"{_decibels(kept['uncompensated_psnr'])} to the codec's)",
+        f"{_decibels(kept['psnr_codec'])}{_without_compensation(kept['uncompensated_psnr'])})",
         f"report: {folder / data['report']}",
     ]
     return "\n".join(lines)
+
+
+def _without_compensation(psnr: float | None) -> str:
+    """Nothing where the path is no inversion."""
+    return "" if psnr is None else f"; without compensation {_decibels(psnr)} to the codec's"
 
 
 def _decibels(psnr: float) -> str:

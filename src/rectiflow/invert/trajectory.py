@@ -196,19 +196,20 @@ class Inversion:
         try:
             with safe_open(path, "pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})["rectiflow"])
-                version = about["format"]
+                if about["format"] != FORMAT:
+                    raise InputError(
+                        f"{path} has format {about['format']} and this version of rectiflow reads "
+                        f"{FORMAT}: invert again"
+                    )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
                 grid, pixels = tensors.pop("grid"), tensors.pop("picture", None)
                 path_of_states = InversionResult(**tensors, scheme=about["scheme"])
+        except InputError:
+            raise
         except FileNotFoundError:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             raise InputError(f"{path} is not a saved inversion") from None
-        if version != FORMAT:
-            raise InputError(
-                f"{path} has format {version} and this version of rectiflow reads {FORMAT}: "
-                "invert again"
-            )
         if about["weight_hash"] != model.weight_hash:
             raise InputError(
                 f"{path} was made with {about['model']} (weights {about['weight_hash'][:12]}) and "

@@ -196,6 +196,12 @@ def fit(image: Image.Image, policy: SizePolicy) -> tuple[Tensor, Restore]:
     return restore.fit(image), restore
 
 
+def fitted_size(image: Image.Image, policy: SizePolicy) -> tuple[int, int]:
+    """(height, width) of what `fit` makes of a picture."""
+    width, height = _place(image.size, policy).size
+    return height, width
+
+
 def _place(source: tuple[int, int], policy: SizePolicy) -> Restore:
     width, height = source
     if policy.suits(height, width):

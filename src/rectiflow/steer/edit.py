@@ -83,7 +83,7 @@ class EditResult:
     def edit_report(
         self,
         *,
-        reconstruction: tuple[Reconstruction, Reconstruction] | None = None,
+        reconstruction: tuple[Reconstruction, Reconstruction | None] | None = None,
         command: str = "",
         title: str = "Edit",
         kind: str = "",
@@ -101,7 +101,10 @@ class EditResult:
             environment: where and when it was made.
         """
         inversion = self.inversion
-        exact, plain = reconstruction or (inversion.reconstruct(), inversion.reconstruct(False))
+        if reconstruction is None:
+            plain = inversion.reconstruct(False) if inversion.inverted else None
+            reconstruction = inversion.reconstruct(), plain
+        exact, plain = reconstruction
         known = list(targets) or [None] * len(self.images)
         masks: list[Image.Image | None] = [*self.masks] or [None] * len(self.images)
         entries = [
@@ -136,7 +139,7 @@ class EditResult:
             edits=entries,
             source_prompt=inversion.source_prompt,
             reconstruction=exact.image,
-            uncompensated=plain.image,
+            uncompensated=plain and plain.image,
             codec=inversion.images(inversion.latents)[0],
             settings=dataclasses.asdict(self.preset)
             | {"mask": self.mask_kind, "paste_back": self.paste_back}
