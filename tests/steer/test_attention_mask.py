@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -125,7 +125,8 @@ def cut(heat: Tensor, threshold: float) -> Tensor:
     """Of token cells ``[4, 6]``, by hand: from the least to the most, smoothed, a ramp."""
     heat = heat - heat.min()
     wide = F.pad(heat[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
-    smooth = sum(wide[a : a + 4, b : b + 6] for a in range(3) for b in range(3)) / 9
+    shifted = [wide[a : a + 4, b : b + 6] for a in range(3) for b in range(3)]
+    smooth = torch.stack(shifted).mean(0)
     smooth = smooth / smooth.max()
     ramp = ((smooth - threshold / 2) / (threshold / 2)).clamp(0, 1)
     return F.interpolate(ramp[None, None], size=(8, 12), mode="bilinear")[0]
@@ -239,11 +240,12 @@ def shown(site: AttentionSite, text: int, text_first: bool, tokens: Tensor) -> I
 @torch.no_grad()
 def test_it_is_what_each_network_computes(family: str) -> None:
     """With its norms, its rotations and its padding, in double and in single blocks."""
-    model: FlowModel = {
+    made: dict[str, Callable[[], FlowModel]] = {
         "sd3": lambda: tiny_model(t5=True, medium=True),
         "flux": tiny_flux_model,
         "qwen": tiny_qwen_model,
-    }[family]()
+    }
+    model = made[family]()
     prompts = ["a red apple", "a green lemon on the background"]
     cond: Conditioning = model.encode_prompt(prompts)
     x = torch.randn(2, model.channels, 8, 12, generator=torch.Generator().manual_seed(1))

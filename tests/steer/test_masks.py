@@ -71,7 +71,7 @@ def test_what_cannot_be() -> None:
         ({"blur": float("nan")}, "mask_blur is nan"),
     ):
         with pytest.raises(InputError, match=message):
-            drawn_mask(noise(), **given)  # type: ignore[arg-type]
+            drawn_mask(noise(), **given)
     with pytest.raises(InputError, match="the mask is 31 × 23 and the image 5 × 6"):
         check_mask_size(noise(), (5, 6))
 
