@@ -76,6 +76,8 @@ def test_a_chain_for_people_from_a_seed_and_from_an_inversion(
 
 
 def test_wrong_chains_are_one_line(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    told = run("chain", "--help").out
+    assert "Example:\n    rectiflow chain" in told and "--one-shot" in told
     small = ("--model", model, *FAST)
     run("chain", photo, "--from", APPLE).refuses("give --to")
     run("chain", photo, "--to", GREEN).refuses("a chain needs --from")

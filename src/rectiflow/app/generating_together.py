@@ -92,11 +92,12 @@ def paint_together(
             "width": result.images[0].width,
         }
     )
-    images = []
+    images, lines = [], []
     for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True), 1):
         file = f"{wanted.seed}-{number}.png"
         save_png(image, wanted.output / file, made | {"number": number, "prompt": prompt})
         images.append({"image": file, "prompt": prompt, "seed": wanted.seed})
+        lines.append(f"{wanted.output / file}: {prompt}")
     data = {
         "model": model.name,
         "settings": made,
@@ -105,6 +106,5 @@ def paint_together(
         "seconds": seconds,
         "warnings": terminal.warnings,
     }
-    lines = [f"{wanted.output / entry['image']}: {entry['prompt']}" for entry in images]
     lines.append(f"{result.nfe} network samples in {seconds:.1f} s")
     terminal.result(data, "\n".join(lines))

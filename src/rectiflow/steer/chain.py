@@ -203,8 +203,10 @@ def edit_chain(
                 nfe=result.nfe,
                 seconds=result.inversion.seconds + result.edit_seconds,
                 one_shot=other,
-                one_shot_distances=other and _distances(other, codec, target, black),
-                drift=other and psnr(picture, other),
+                one_shot_distances=None
+                if other is None
+                else _distances(other, codec, target, black),
+                drift=None if other is None else psnr(picture, other),
             )
         )
     return ChainResult(source, original, chosen, turns, extra, warnings)
