@@ -88,7 +88,8 @@ def test_figures_name_every_method_and_pair_ours_with_each(model: SD3Model) -> N
 def test_all_presets_are_compared_but_those_for_another_family(model: SD3Model) -> None:
     names = methods_for(model)
     assert {"exact", "fast", "ftedit", "euler"} <= set(names) <= set(PRESETS)
-    assert set(PRESETS) - set(names) == {name for name in PRESETS if name.endswith("-flux")}
+    for_flux = {name for name in PRESETS if name.endswith("-flux")}
+    assert set(PRESETS) - set(names) == for_flux | {"subject"}
     rows = chosen_methods(model, ["euler"], {"euler": {"num_inference_steps": 3}, "exact": {}})
     assert list(rows) == ["euler", "euler (tuned)"]
     assert rows["euler (tuned)"] == get_preset("euler", num_inference_steps=3)

@@ -33,9 +33,9 @@ CASES: tuple[tuple[str, int], ...] = (
 """Kind and seed of each edit: of the tuning seeds, so the benchmark's stay unseen."""
 
 INTRODUCTION = (
-    "Each picture is inverted to the noise its caption would have generated it from, then "
-    "generated again under a changed caption. The pictures come from a small world in which the "
-    "right answer to every edit is known; it is shown beside ours."
+    "Each picture is taken back to the noise its caption would have generated it from, and edited "
+    "by changing the caption. The pictures come from a small world in which the right answer to "
+    "every edit is known; it is shown beside ours."
 )
 
 

@@ -63,11 +63,11 @@ def cases(limit: int | None = None, first_seed: int = REPORTED_SEED) -> list[Edi
 
 
 def methods_for(model: FlowModel) -> list[str]:
-    """All presets; of one that there is for FLUX and for others, the one for this model."""
+    """All presets for real pictures; of one that there is for FLUX too, the one for this model."""
     of_flux = {name for name in PRESETS if name.endswith("-flux")}
     twins = {name.removesuffix("-flux") for name in of_flux}
     left_out = twins if isinstance(model, FluxModel) else of_flux
-    return [name for name in PRESETS if name not in left_out]
+    return [name for name in PRESETS if name not in left_out | {"subject"}]
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class EditResult:
             edits=entries,
             source_prompt=inversion.source_prompt,
             reconstruction=exact.image,
-            uncompensated=plain and plain.image,
+            uncompensated=None if plain is None else plain.image,
             codec=inversion.images(inversion.latents)[0],
             settings=dataclasses.asdict(self.preset)
             | {"mask": self.mask_kind, "paste_back": self.paste_back}
