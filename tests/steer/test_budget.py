@@ -15,11 +15,8 @@ from tests.tiny import tiny_model
 
 # The most network samples of a 30-step edit, in all and of a second target.
 BUDGETS = [
-    pytest.param(
-        *("exact", 100, 60),
-        marks=pytest.mark.xfail(reason="its inversion is being made cheaper", strict=False),
-    ),
-    ("fast", 62, 30),
+    ("exact", 90, 60),
+    ("fast", 60, 30),
 ]
 TOLD: dict[str, Any] = {"source_prompt": "a red apple", "num_inference_steps": 30}
 

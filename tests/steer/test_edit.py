@@ -16,10 +16,11 @@ from PIL import Image
 import rectiflow as rf
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models import SD3Model
+from tests.presets import FIXED_POINT
 from tests.tiny import tiny_model
 
 PROMPT, TARGET = "a red apple", "a green apple"
-FAST: dict[str, Any] = {"num_inference_steps": 4, "iterations": 2}
+SHORT: dict[str, Any] = {"num_inference_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def photograph() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def inversion(model: SD3Model, photograph: Image.Image) -> rf.Inversion:
-    return rf.invert(model, photograph, PROMPT, **FAST)
+    return rf.invert(model, photograph, PROMPT, **SHORT)
 
 
 @contextmanager
@@ -119,11 +120,11 @@ def test_a_picture_or_its_inversion(
     results = [
         rf.edit(model, image, prompts=TARGET, source_prompt=PROMPT, **settings)
         for image, settings in (
-            (photograph, FAST),
-            (tmp_path / "x.png", FAST),
-            (str(tmp_path / "x.png"), FAST),
+            (photograph, SHORT),
+            (tmp_path / "x.png", SHORT),
+            (str(tmp_path / "x.png"), SHORT),
             (inversion, {}),
-            (rf.Inversion.load(saved, model), FAST),
+            (rf.Inversion.load(saved, model), SHORT),
         )
     ]
     for result in results:
@@ -132,8 +133,9 @@ def test_a_picture_or_its_inversion(
     assert all(np.array_equal(pixels(r.source), pixels(photograph)) for r in results[:3])
 
 
-def test_an_inversion_keeps_its_own_settings(model: SD3Model, inversion: rf.Inversion) -> None:
+def test_an_inversion_keeps_its_own_settings(model: SD3Model, photograph: Image.Image) -> None:
     """Editing by one method after another's inversion; what was settled then stays."""
+    inversion = rf.invert(model, photograph, PROMPT, preset=FIXED_POINT, iterations=2, **SHORT)
     result = rf.edit(model, inversion, prompts=TARGET, preset="ftedit")
     assert result.preset.guidance_scale == 2.0 and result.preset.inject == "all"
     assert (result.preset.num_inference_steps, result.preset.iterations) == (4, 2)
@@ -178,7 +180,7 @@ def test_a_generated_picture(model: SD3Model, guidance: float, preset: str) -> N
 
 
 def test_without_a_source_prompt(model: SD3Model, photograph: Image.Image) -> None:
-    result = rf.edit(model, photograph, prompts=TARGET, **FAST)
+    result = rf.edit(model, photograph, prompts=TARGET, **SHORT)
     assert result.inversion.source_prompt == ""
     assert any("No source prompt was given" in warning for warning in result.warnings)
 
@@ -193,14 +195,14 @@ def test_warnings(model: SD3Model, photograph: Image.Image) -> None:
             source_prompt=PROMPT,
             negative_prompt="sad",
             guidance_scale=1.0,
-            **FAST,
+            **SHORT,
         )
     said = "\n".join(result.warnings)
     assert "The negative prompt has no effect at guidance 1." in said
     assert "is longer than the 24 tokens clip takes: " in said
     assert "No source prompt" not in said
     # An image that is nothing like what the model knows: its noise is not N(0, I).
-    flat = rf.edit(model, Image.new("RGB", (32, 32)), prompts=TARGET, source_prompt="", **FAST)
+    flat = rf.edit(model, Image.new("RGB", (32, 32)), prompts=TARGET, source_prompt="", **SHORT)
     assert any("unlike N(0, I)" in warning for warning in flat.warnings)
 
 
@@ -259,6 +261,7 @@ def test_reports(model: SD3Model, inversion: rf.Inversion, tmp_path: Path) -> No
         ({"steps": 5}, "unknown setting 'steps'; there are: "),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"adaln_ratio": 2}, "adaln_ratio is 2; from 0 to 1"),
+        ({"iterations": 2}, "iterations has no effect on the scheme query_offset"),
         ({"compensate": "all"}, "compensate is 'all'; one of: "),
         ({"image": "nowhere.png"}, "there is no file nowhere.png"),
         ({"mask": "nowhere.png"}, "there is no file nowhere.png"),
@@ -268,7 +271,7 @@ def test_reports(model: SD3Model, inversion: rf.Inversion, tmp_path: Path) -> No
 def test_what_is_wrong_gets_one_line(
     model: SD3Model, photograph: Image.Image, arguments: dict[str, Any], message: str
 ) -> None:
-    call = {"image": photograph, "prompts": TARGET, **FAST, **arguments}
+    call = {"image": photograph, "prompts": TARGET, **SHORT, **arguments}
     with pytest.raises(InputError, match=message) as caught:
         rf.edit(model, **call)
     assert "\n" not in str(caught.value)

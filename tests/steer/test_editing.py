@@ -22,6 +22,7 @@ from rectiflow.steer import AdaLNReplacement, EditTask, align, controlled, edit_
 from rectiflow.steer.controls import Rows
 from rectiflow.steer.masks import DerivedMask, latent_mask
 from rectiflow.steer.task import Edited
+from tests.presets import FIXED_POINT
 from tests.tiny import tiny_model
 
 STEPS = 6
@@ -47,7 +48,7 @@ def settings(**given: Any) -> Preset:
     given = {"num_inference_steps": STEPS, "grid": "shifted", "guidance_scale": 1.0} | given
     given = {"scheme": "fixed_point", "method": "two_branch"} | given
     given = {"source_features": "recompute"} | given
-    return get_preset("exact", **({"compensate": "both"} | NOTHING | given))
+    return get_preset(FIXED_POINT, **({"compensate": "both"} | NOTHING | given))
 
 
 @pytest.fixture(scope="module")
