@@ -265,6 +265,7 @@ def test_a_lora_on_every_command(run: Run, model: Path, photo: Path, cwd: Path) 
     run("generate", "a cat", *words, "-o", "styled.png")
     assert not np.array_equal(Image.open("plain.png"), Image.open("styled.png"))
     assert read_png("styled.png")["lora"] == [f"{file}@0.5"]
+    assert run("replay", "styled.png").code == 0
     assert "lora" not in read_png("plain.png")
     assert run("invert", photo, "--prompt", "a cat", *words, "-o", "i.safetensors").code == 0
     assert run("edit", "i.safetensors", "--to", "a dog", *words[:2], *words[4:]).code == 0
@@ -286,6 +287,7 @@ def test_a_network_in_one_file(run: Run, model: Path, cwd: Path) -> None:
     assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
     made = read_png("a.png")
     assert (made["model"], made["base"]) == (str(cwd / "n.safetensors"), str(model))
+    assert run("replay", "a.png").code == 0
     run(*words, "m.safetensors", "--base", model).refuses("there is no file m.safetensors")
 
 

@@ -13,6 +13,7 @@ from tests.app.conftest import Run
 COMMANDS = (
     "demo",
     "edit",
+    "chain",
     "generate",
     "invert",
     "train",
@@ -59,7 +60,10 @@ def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--guidance", "nan"],
             "guidance_scale",
         ),
-        (["edit", "--to", "x", "--from", "y", "--seed", "0", "--preset", "best"], "exact, ftedit"),
+        (
+            ["edit", "--to", "x", "--from", "y", "--seed", "0", "--preset", "best"],
+            "exact, fast, ftedit",
+        ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "speed=1"],
             "unknown setting 'speed'",
@@ -93,7 +97,10 @@ def test_wrong_usage_is_one_line(run: Run, words: list[str], expected: str) -> N
 def test_cite(run: Run) -> None:
     assert "2309.06380" in run("cite", "instaflow").out
     assert "2411.15843" in run("cite", "ftedit", "--json").data["bibtex"]["xu2025unveil"]
-    assert run("cite", "ftedit", "exact").out.count("@inproceedings") == 1
+    assert run("cite", "ftedit", "subject").out.count("@inproceedings") == 1  # one paper, once
+    for name in ("exact", "fast"):  # whose controls, and whose noising
+        cited = run("cite", name, "--json").data["bibtex"]
+        assert {"xu2025unveil", "kulikov2025flowedit"} <= set(cited)
     assert set(run("cite", "--json").data["methods"]) == set(METHODS)
 
 
@@ -109,7 +116,13 @@ def test_models(run: Run) -> None:
     data = run("models", "--json").data
     assert [entry["name"] for entry in data["models"]] == embedded_models()
     assert set(data["presets"]) == set(PRESETS)
-    assert "StableDiffusion3Pipeline" in run("models").out
+    printed = run("models").out
+    assert "StableDiffusion3Pipeline" in printed
+    listed = printed.partition("Presets (--preset):\n")[2].splitlines()
+    column = {
+        line.index(preset.reference) for line, preset in zip(listed, PRESETS.values(), strict=True)
+    }
+    assert len(column) == 1, "references are not below each other"
 
 
 def test_doctor_says_what_is_broken(run: Run) -> None:

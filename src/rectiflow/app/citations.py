@@ -11,10 +11,13 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
         "two-stage inversion, AdaLN and value controls; the preset `ftedit`",
         ("xu2025unveil",),
     ),
-    "exact": ("the preset `exact`: FTEdit's inversion to a tolerance", ("xu2025unveil",)),
+    "exact": (
+        "the preset `exact`: DirectEdit's inversion, FTEdit's controls, FlowEdit's noising",
+        ("xu2025unveil", "kulikov2025flowedit", "yang2026directedit"),
+    ),
     "fast": (
-        "the preset `fast`: FTEdit's controls on DirectEdit's inversion",
-        ("xu2025unveil", "yang2026directedit"),
+        "the preset `fast`: FTEdit's controls and FlowEdit's noising",
+        ("xu2025unveil", "kulikov2025flowedit"),
     ),
     "euler": ("the preset `euler`: Euler inversion of a rectified flow", ("liu2023flow",)),
     "directedit": ("the preset `directedit`: query offsets and values", ("yang2026directedit",)),

@@ -53,7 +53,8 @@ def models(as_json: options.AsJson = False) -> None:
         lines += ["Any folder or hub id of these diffusers pipelines:"]
         lines += [f"  {pipeline}" for pipeline in FAMILIES]
         lines += ["Presets (--preset):"]
-        lines += [f"  {name:12} {preset.reference}" for name, preset in PRESETS.items()]
+        width = max(map(len, PRESETS))
+        lines += [f"  {name:{width}} {preset.reference}" for name, preset in PRESETS.items()]
         terminal.result(data, "\n".join(lines))
 
 

@@ -74,7 +74,8 @@ def replay(
             options.output_file(output, ".png")
         try:
             dtype = options.Dtype(made["dtype"])
-            loaded = options.load_model(model or made["model"], dtype, device)
+            parts = {name: made.get(name) for name in ("base", "lora")}
+            loaded = options.load_model(model or made["model"], dtype, device, **parts)
             _check_weights(loaded, made, picture)
             with evaluations(loaded, "replaying"):
                 new = _again(loaded, made, picture)
