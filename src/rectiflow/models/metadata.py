@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rectiflow.errors import InputError
 
 FILE_NAME = "rectiflow.json"
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"from {ends[0]} to {ends[1]} is empty: the smaller one goes first")
+    return ends
+
+
+Range = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
+"""From and to."""
 
 
 class Metadata(BaseModel):
@@ -29,6 +40,8 @@ class Metadata(BaseModel):
     default_num_inference_steps: int | None = Field(default=None, gt=0)
     default_size: int | None = Field(default=None, gt=0)
     """Side of the square image the model was trained on, in pixels."""
+    domain: dict[str, Range] | None = None
+    """The statistics of images it knows, from and to, by the names of `rectiflow.invert.domain`."""
     licence: str | None = None
 
 

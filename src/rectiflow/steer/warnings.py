@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rectiflow.invert.domain import findings
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.trajectory import Inversion
+from rectiflow.models.guidance import guided
 
 
 def edit_warnings(
@@ -28,18 +30,35 @@ def edit_warnings(
                     f"The prompt {prompt!r} is longer than the {segment.length} tokens "
                     f"{segment.name} takes: {cut!r} is left out."
                 )
-    if not inversion.source_prompt:
+    if not inversion.source_prompt and preset.inversion_prompt == "source":
         found.append(
             "No source prompt was given, so the image was inverted under the empty prompt; "
             "saying what it shows usually keeps more of it."
         )
-    if negative_prompt and preset.guidance_scale == 1:
-        found.append("The negative prompt has no effect at guidance 1.")
-    noise = inversion.noise_statistics
-    if noise is not None and (abs(noise.norm - 1) > 0.25 or abs(noise.autocorrelation) > 0.25):
-        found.append(
-            f"The noise found is unlike N(0, I) (norm {noise.norm:.2f} instead of 1, neighbours "
-            f"correlate by {noise.autocorrelation:.2f}): the model does not know images like this "
-            "one, and edits may look wrong although the reconstruction is exact."
-        )
-    return found
+    _, alpha = guided(
+        inversion.model, inversion.conditioning, preset.guidance_scale, preset.true_cfg_scale
+    )
+    if negative_prompt and alpha == 1:
+        scale = "true_cfg_scale" if inversion.model.guidance_embeds else "guidance_scale"
+        found.append(f"The negative prompt has no effect at guidance 1. Raise {scale} to use it.")
+    return found + unknown_image(inversion)
+
+
+def unknown_image(inversion: Inversion) -> list[str]:
+    """A warning if the model does not seem to know the image, else nothing.
+
+    Args:
+        inversion: of the image.
+    """
+    seen = findings(inversion)
+    if not seen:
+        return []
+    said = "; ".join(str(finding) for finding in seen)
+    remedy = (
+        "A source prompt that says what the image shows may help, else a model trained on such "
+        "images."
+    )
+    return [
+        f"The model does not seem to know images like this one: {said}. The image comes back "
+        f"exactly all the same, but edits of it may look wrong. {remedy}"
+    ]

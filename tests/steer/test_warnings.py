@@ -1,0 +1,63 @@
+"""What an edit says is doubtful: prompts, guidance, and what a model's makers say of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rectiflow as rf
+from rectiflow.invert.presets import get_preset
+from rectiflow.models.base import FlowModel
+from rectiflow.steer.warnings import edit_warnings
+from tests.tiny import tiny_model
+from tests.tiny_flux import tiny_flux_model
+
+PROMPT, TARGET = "a red apple", "a green apple"
+
+
+def said(model: FlowModel, negative: str | None = None, prompt: str = PROMPT, **given: Any) -> str:
+    """The warnings of an edit of two steps, as one text."""
+    values = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    preset = get_preset(given.pop("preset", "exact"), num_inference_steps=2, **given)
+    inversion = rf.invert(model, Image.fromarray(values), prompt, preset=preset)
+    return "\n".join(edit_warnings(inversion, [TARGET], negative, preset))
+
+
+@pytest.mark.parametrize(
+    ("given", "scale"),
+    [
+        ({}, "guidance_scale"),
+        ({"guidance_scale": 2.0}, None),
+        ({"true_cfg_scale": 2.0}, None),
+    ],
+)
+def test_a_negative_prompt_without_guidance(given: dict[str, float], scale: str | None) -> None:
+    heard = said(tiny_model(), "sad", **given)
+    assert ("has no effect at guidance 1" in heard) == (scale is not None)
+    assert scale is None or f"Raise {scale} " in heard
+    assert "negative" not in said(tiny_model())
+
+
+def test_a_guidance_that_the_network_takes_as_an_input_does_not_push_away() -> None:
+    model = tiny_flux_model()
+    assert "Raise true_cfg_scale " in said(model, "sad", guidance_scale=3.5)
+    assert "negative" not in said(model, "sad", true_cfg_scale=2.0)
+
+
+def test_no_source_prompt() -> None:
+    model = tiny_model()
+    for preset in ("exact", "fast", "euler"):
+        assert "No source prompt was given" in said(model, prompt="", preset=preset)
+        assert "No source prompt" not in said(model, preset=preset)
+    # This one inverts under the empty prompt whatever it is given.
+    assert "No source prompt" not in said(model, prompt="", preset="rf-inversion")
+
+
+def test_a_model_s_cautions_come_first() -> None:
+    model = tiny_flux_model(schnell=True)
+    (caution,) = model.cautions
+    assert said(model).startswith(caution)
+    assert caution not in said(tiny_flux_model())
