@@ -41,7 +41,7 @@ types: install-dev
 	$(VENV)/bin/mypy
 
 pytest: install-dev
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/pytest -q -n 2 --dist loadfile
 
 test-slow: install-dev
 	$(VENV)/bin/pytest -q -m slow
