@@ -14,10 +14,11 @@ from rectiflow.emoji.scene import sample
 from rectiflow.emoji.vae import HELD_OUT, scenes
 from rectiflow.flow.solver import integrate
 from rectiflow.invert.inverting import grid_for, invert_latents
-from rectiflow.invert.presets import PRESETS
+from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
+from tests.presets import FIXED_POINT
 
 MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3")
 MEBIBYTE = 2**20
@@ -58,9 +59,10 @@ image.save({str(tmp_path / "lemons.png")!r})
 
 
 @pytest.mark.timeout(300)
-def test_scenes_come_back_without_compensation() -> None:
+@pytest.mark.parametrize("preset", [PRESETS["exact"], FIXED_POINT], ids=["exact", "fixed point"])
+def test_scenes_come_back_without_compensation(preset: Preset) -> None:
     """A garbage inversion would pass any test of the compensated reconstruction, not this one."""
-    model, preset = load("emoji-sd3"), PRESETS["exact"]
+    model = load("emoji-sd3")
     seeds = range(HELD_OUT + 100, HELD_OUT + 103)
     latents = model.encode_image(scenes(seeds))
     velocity = GuidedVelocity(model, model.encode_prompt([caption(sample(s)) for s in seeds]))
