@@ -67,15 +67,21 @@ def replay(
         from rectiflow.report import read_png, save_png
 
         made = read_png(picture)
-        if made.get("command") not in ("edit", "generate"):
+        command = made.get("command")
+        if command in ("chain", "generate --consistent", "invert"):
+            raise InputError(
+                f"{picture} is one of several that `rectiflow {command}` made together: run that "
+                "again with what `rectiflow info` tells of it"
+            )
+        if command not in ("edit", "generate"):
             raise InputError(f"{picture} was not made by a model: there is nothing to replay")
         old = load_image(picture)
         if output is not None:
             options.output_file(output, ".png")
         try:
             dtype = options.Dtype(made["dtype"])
-            parts = {name: made.get(name) for name in ("base", "lora")}
-            loaded = options.load_model(model or made["model"], dtype, device, **parts)
+            name, base, lora = model or made["model"], made.get("base"), made.get("lora")
+            loaded = options.load_model(name, dtype, device, base=base, lora=lora)
             _check_weights(loaded, made, picture)
             with evaluations(loaded, "replaying"):
                 new = _again(loaded, made, picture)
