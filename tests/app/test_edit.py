@@ -30,8 +30,9 @@ def test_edit_writes_what_it_says(run: Run, model: Path, photo: Path, cwd: Path)
     data = done.data
     assert set(data) == {
         "model", "preset", "settings", "inversion", "reconstruction", "edits", "nfe", "seconds",
-        "report", "warnings",
+        "report", "warnings", "mask",
     }  # fmt: skip
+    assert data["mask"] == "none"
     assert set(data["inversion"]) == {"nfe", "seconds", "noise", "residual", "compensation"}
     assert set(data["inversion"]["noise"]) == {"norm", "kurtosis", "autocorrelation"}
     kept = data["reconstruction"]

@@ -11,6 +11,7 @@ import typer
 
 from rectiflow.app import editing, options, record, results
 from rectiflow.app.console import Session, command_line, session
+from rectiflow.app.edit_job import NOTHING_AROUND
 
 if TYPE_CHECKING:
     from rectiflow.emoji.edits import EditCase
@@ -119,6 +120,7 @@ def _case(
         source_prompt=case.source_prompt,
     )
     made = results.about(model, result, None, (folder / "source.png", source), None)
+    made |= NOTHING_AROUND
     (image,) = results.write_pictures(folder, result, exact, made)
     save_png(target, folder / "target.png", {"command": "source", "prompt": case.target_prompt})
     report = result.edit_report(

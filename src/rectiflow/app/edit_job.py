@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rectiflow.invert import Preset
 
 
+NOTHING_AROUND = {"mask_grow": 0, "mask_blur": 0.0, "paste_back": False, "windows": {}}
+"""`Job.around` of an edit that was told nothing else."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One edit, from its inputs to its folder."""
