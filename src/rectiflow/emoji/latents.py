@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+import random
 from pathlib import Path
 
 import torch
@@ -45,3 +48,22 @@ def load_chunk(vae: AutoencoderKL, folder: Path, start: int) -> Tensor:
         save_file({"latents": torch.cat(parts).half().contiguous()}, temporary)
         os.replace(temporary, file)
     return load_file(file)["latents"]
+
+
+def latents_folder(vae: Path, root: Path) -> Path:
+    """Where below `root` the latents of the codec in the folder `vae` are kept: by its encoder."""
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if name.startswith("encoder."):
+            digest.update(weights[name].numpy().tobytes())
+    return root / digest.hexdigest()[:12]
+
+
+def permuted(place: int, epoch: int, count: int) -> int:
+    """The scene at a place of an epoch: an affine permutation of 0 … count − 1."""
+    rng = random.Random(epoch)
+    offset = rng.randrange(count)
+    while math.gcd(multiplier := rng.randrange(1, count), count) != 1:
+        pass
+    return (place * multiplier + offset) % count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rectiflow.emoji.clip import ClipConfig, ClipTask
+from rectiflow.emoji.sd import SdConfig, SdTask
 from rectiflow.emoji.sd3 import Sd3Config, Sd3Task
 from rectiflow.emoji.vae import VaeConfig, VaeTask
 from rectiflow.straighten.config import TrainConfig
@@ -14,6 +15,7 @@ RECIPES: dict[str, tuple[type[TrainConfig], Any]] = {
     "emoji-vae": (VaeConfig, VaeTask),
     "emoji-clip": (ClipConfig, ClipTask),
     "emoji-sd3": (Sd3Config, Sd3Task),
+    "emoji-sd": (SdConfig, SdTask),
 }
 
 

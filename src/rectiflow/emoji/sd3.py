@@ -7,9 +7,6 @@ as they can be.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +19,12 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import Attention
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.clip import text_config, tokenize
-from rectiflow.emoji.latents import cached_latents
+from rectiflow.emoji.latents import cached_latents, latents_folder, permuted
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.silent_t5 import silent_encoder, silent_tokenizer
 from rectiflow.emoji.tokenizer import build_tokenizer
@@ -175,14 +171,14 @@ class Sd3Task:
         self.network: nn.Module = _Objective(
             self.transformer, self.text_encoders, config.max_sequence_length
         )
-        self.latents = cached_latents(self.vae, latents_folder(config), config.scenes)
+        self.latents = cached_latents(self.vae, latents_folder(config.vae, config.latents), config.scenes)
         self.captions = [caption(sample(seed)) for seed in range(config.scenes)]
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         seeds, noises, times, captions = [], [], [], []
         for index in indices:
             epoch, place = divmod(index, self.config.scenes)
-            seed = _permuted(place, epoch, self.config.scenes)
+            seed = permuted(place, epoch, self.config.scenes)
             generator = torch.Generator().manual_seed(index)
             noises.append(torch.randn(self.latents.shape[1:], generator=generator))
             # Logit-normal times (SD3, arXiv 2403.03206, section 3.1).
@@ -260,22 +256,3 @@ class Sd3Task:
         self.transformer.load_state_dict(start.transformer.state_dict())
         self.text_encoders[0].load_state_dict(start.text_encoder.state_dict())
         self.text_encoders[1].load_state_dict(start.text_encoder_2.state_dict())
-
-
-def latents_folder(config: Sd3Config) -> Path:
-    """Where the latents of the configuration's codec are kept, named after its encoder."""
-    weights = load_file(config.vae / "diffusion_pytorch_model.safetensors")
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        if name.startswith("encoder."):
-            digest.update(weights[name].numpy().tobytes())
-    return config.latents / digest.hexdigest()[:12]
-
-
-def _permuted(place: int, epoch: int, count: int) -> int:
-    """The scene at a place of an epoch: an affine permutation of 0 … count − 1."""
-    rng = random.Random(epoch)
-    offset = rng.randrange(count)
-    while math.gcd(multiplier := rng.randrange(1, count), count) != 1:
-        pass
-    return (place * multiplier + offset) % count
