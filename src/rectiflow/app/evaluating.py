@@ -111,8 +111,10 @@ def _models(terminal: Session, model: FlowModel, limit: int | None, output: Path
 
     figures, sheet = evaluate_emoji_models(model, limit=limit)
     if output is not None:
-        emoji_edits.write_json(figures, output / "emoji-models.json")
-        _save(sheet, output / "emoji-models.png")
+        of_default = model.name == options.DEFAULT_MODEL
+        name = "emoji-models" if of_default else f"emoji-models-{Path(model.name).name}"
+        emoji_edits.write_json(figures, output / f"{name}.json")
+        _save(sheet, output / f"{name}.png")
     judged = figures["judge"]
     terminal.result(
         figures,

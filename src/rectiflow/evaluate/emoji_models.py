@@ -41,7 +41,6 @@ CAPTIONS = 300
 CODEC_SCENES = 512
 GROUPS, GROUP = 30, 100
 """CLIP tells apart the captions of GROUP scenes at a time."""
-STEPS = 30
 BATCH = 50
 QUESTIONS = ("emoji", "background", "count")
 
@@ -133,7 +132,7 @@ def draw_captions(
     model: FlowModel,
     seeds: Sequence[int],
     *,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int = BATCH,
 ) -> list[Image.Image]:
@@ -193,7 +192,7 @@ def evaluate_emoji_models(
     clip: Clip | None = None,
     *,
     limit: int | None = None,
-    num_inference_steps: int = STEPS,
+    num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int = BATCH,
     first_seed: int = HELD_OUT,
@@ -205,7 +204,7 @@ def evaluate_emoji_models(
         codec: `emoji-vae` if None.
         clip: `emoji-clip` if None.
         limit: captions to generate, 300 if None; the other sets shrink in proportion.
-        num_inference_steps: of the model.
+        num_inference_steps: of the model; its stated number if None.
         guidance_scale: the model's stated one if None.
         batch_size: pictures that go through the model together.
         first_seed: scenes are those of the seeds from here on; the reported ones if not given.
@@ -224,6 +223,7 @@ def evaluate_emoji_models(
     codec = codec or load_codec(WEIGHTS / "emoji-vae").to(model.device)
     clip = clip or load_clip(WEIGHTS / "emoji-clip")
     number = limit or CAPTIONS
+    steps = num_inference_steps or model.default_num_inference_steps
     share = number / CAPTIONS
     seeds = range(first_seed, first_seed + number)
     expected = [sample(seed) for seed in seeds]
@@ -232,7 +232,7 @@ def evaluate_emoji_models(
     pictures = draw_captions(
         model,
         seeds,
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=steps,
         guidance_scale=guidance_scale,
         batch_size=batch_size,
     )
@@ -256,9 +256,9 @@ def evaluate_emoji_models(
             "judge_on_true_renders": true,
             "model": model.name,
             "weight_hash": model.weight_hash,
-            "num_inference_steps": num_inference_steps,
+            "num_inference_steps": steps,
             "guidance_scale": guidance,
-            "nfe": num_inference_steps * (1 if guidance == 1 else 2),
+            "nfe": steps * (1 if guidance == 1 else 2),
             "seeds": [first_seed, seeds[-1]],
             **_circumstances(model.device),
         },
