@@ -15,7 +15,6 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from transformers import ViTConfig, ViTModel
 
 from rectiflow.errors import InputError
-from rectiflow.evaluate.lpips import load_lpips, squeezenet_features
 from rectiflow.evaluate.metrics import clip_score
 from rectiflow.evaluate.pie_bench_metrics import (
     Networks,
@@ -25,6 +24,7 @@ from rectiflow.evaluate.pie_bench_metrics import (
     summarise,
 )
 from rectiflow.evaluate.structure import MEAN, STD, structure_distance
+from rectiflow.models.lpips import load_lpips, squeezenet_features
 
 SIZE = 32
 

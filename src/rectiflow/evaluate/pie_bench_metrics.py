@@ -28,10 +28,10 @@ from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate import metrics
-from rectiflow.evaluate.lpips import Lpips, load_lpips
 from rectiflow.evaluate.structure import structure_distance
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import WEIGHTS
+from rectiflow.models.lpips import Lpips, load_lpips
 
 if TYPE_CHECKING:
     from rectiflow.evaluate.emoji_models import Clip

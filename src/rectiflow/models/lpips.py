@@ -69,16 +69,20 @@ class Lpips(nn.Module):
         self.linear = nn.ModuleList(nn.Conv2d(size, 1, 1, bias=False) for size in CHANNELS)
         self.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """The distance of each pair of pictures ``[B, 3, H, W]`` in [0, 1]: ``[B]``."""
+        """The distance of each pair of pictures ``[B, 3, H, W]`` in [0, 1]: ``[B]``.
+
+        It can be differentiated with respect to the pictures; its own weights stay as they are.
+        """
         pairs = zip(self.linear, self._unit(a), self._unit(b), strict=True)
         layers = [weigh((f - g).square()).mean((1, 2, 3)) for weigh, f, g in pairs]
-        return torch.stack(layers).sum(0).cpu()
+        return torch.stack(layers).sum(0)
 
     def _unit(self, images: Tensor) -> list[Tensor]:
-        shift, scale = (torch.tensor(values)[:, None, None] for values in (SHIFT, SCALE))
-        x = ((2 * images.float().cpu() - 1 - shift) / scale).to(next(self.parameters()).device)
+        device = next(self.parameters()).device
+        shift = torch.tensor(SHIFT, device=device)[:, None, None]
+        scale = torch.tensor(SCALE, device=device)[:, None, None]
+        x = (2 * images.to(device).float() - 1 - shift) / scale
         found = []
         for number, layer in enumerate(self.features):
             x = layer(x)
