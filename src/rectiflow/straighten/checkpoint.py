@@ -1,39 +1,59 @@
 """Checkpoints: complete or absent, never half written, and never pickle.
 
-A checkpoint is a folder ``checkpoint-STEP`` of safetensors files. It is written under a temporary
-name and renamed, so a killed run finds either the whole of it or nothing.
+A checkpoint is a folder ``checkpoint-STEP`` of safetensors files and their checksums. It is
+written under a temporary name, forced to the disk and renamed, so a killed run, or one whose disk
+is full, finds either the whole of it or nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, WorkError
+
+CHECKSUMS = "checksums.json"
 
 
-def flatten(state: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], Any]:
-    """Split nested dicts and lists into their tensors and a JSON skeleton that refers to them."""
+def flatten(
+    state: Any, prefix: str = "", seen: dict[Any, str] | None = None
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """Split nested dicts and lists into their tensors and a JSON skeleton that refers to them.
+
+    A tensor that is there twice (tied weights) is kept once and referred to twice.
+    """
+    seen = {} if seen is None else seen
     if isinstance(state, torch.Tensor):
-        return {prefix: state.detach().cpu().contiguous()}, {"tensor": prefix}
+        tensor = state.detach()
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and same in seen:
+            return {}, {"tensor": seen[same]}
+        seen[same] = prefix
+        tensor = tensor.cpu().contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:  # a part of something larger
+            tensor = tensor.clone()
+        return {prefix: tensor}, {"tensor": prefix}
     if isinstance(state, dict):
         tensors: dict[str, torch.Tensor] = {}
         items = []
         for key, value in state.items():
-            found, skeleton = flatten(value, f"{prefix}/{key}")
+            found, skeleton = flatten(value, f"{prefix}/{key}", seen)
             tensors |= found
             items.append([key, skeleton])
         return tensors, {"dict": items}
     if isinstance(state, list | tuple):
         tensors, skeletons = {}, []
         for index, value in enumerate(state):
-            found, skeleton = flatten(value, f"{prefix}/{index}")
+            found, skeleton = flatten(value, f"{prefix}/{index}", seen)
             tensors |= found
             skeletons.append(skeleton)
         return tensors, {"list": skeletons}
@@ -53,37 +73,79 @@ def unflatten(tensors: dict[str, torch.Tensor], skeleton: Any) -> Any:
 
 
 def save(run: Path, step: int, state: dict[str, Any], keep_last: int) -> Path:
-    """Write ``checkpoint-STEP`` from a dict of state dicts; drop all but the newest `keep_last`."""
+    """Write ``checkpoint-STEP`` from a dict of state dicts; drop all but the newest `keep_last`.
+
+    Raises:
+        WorkError: it could not be written (a full disk); the checkpoints before it are untouched.
+    """
     final = run / f"checkpoint-{step}"
     temporary = run / f".checkpoint-{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, part in state.items():
-        tensors, skeleton = flatten(part)
-        # One metadata key: safetensors writes several in a random order.
-        save_file(tensors, temporary / f"{name}.safetensors", {"skeleton": json.dumps(skeleton)})
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    tidy(run)
+    try:
+        temporary.mkdir(parents=True)
+        checksums = {}
+        for name, part in state.items():
+            tensors, skeleton = flatten(part)
+            file = temporary / f"{name}.safetensors"
+            # One metadata key: safetensors writes several in a random order.
+            save_file(tensors, file, {"skeleton": json.dumps(skeleton)})
+            checksums[file.name] = _checksum(file)
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        for file in temporary.iterdir():
+            _to_disk(file)
+        _to_disk(temporary)
+        if final.exists():  # moved aside, not removed: a kill here must not leave half of it
+            os.replace(final, run / f".checkpoint-{step}.old")
+        os.replace(temporary, final)
+        _to_disk(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        why = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+        there = checkpoints(run)
+        kept = f"{there[-1].name} is untouched" if there else "there was none before it"
+        raise WorkError(
+            f"cannot write {final} ({why}): {kept}; make room on the disk and go on with the "
+            "same command"
+        ) from error
+    shutil.rmtree(run / f".checkpoint-{step}.old", ignore_errors=True)
     for old in checkpoints(run)[:-keep_last]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """Read what `save` wrote."""
-    from safetensors import safe_open
+    """Read what `save` wrote.
 
+    Raises:
+        InputError: a file is missing, cut short, or not what was written.
+    """
     state = {}
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            skeleton = json.loads(opened.metadata()["skeleton"])
-        state[file.stem] = unflatten(load_file(file), skeleton)
+    try:
+        checksums = checkpoint / CHECKSUMS  # checkpoints of the first versions have none
+        expected = json.loads(checksums.read_text()) if checksums.exists() else {}
+        for name, checksum in expected.items():
+            if _checksum(checkpoint / name) != checksum:
+                raise _damaged(checkpoint, f"{name} is not what was written")
+        for file in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                skeleton = json.loads(opened.metadata()["skeleton"])
+            state[file.stem] = unflatten(load_file(file), skeleton)
+    except FileNotFoundError as error:
+        raise _damaged(checkpoint, f"{Path(error.filename).name} is missing") from error
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise _damaged(checkpoint, str(error)) from error
     return state
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r".*-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step a checkpoint was written at, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def resolve(run: Path, wanted: str | None) -> Path | None:
@@ -94,6 +156,7 @@ def resolve(run: Path, wanted: str | None) -> Path | None:
     """
     if wanted is None:
         return None
+    _put_back(run)
     found = checkpoints(run)
     if wanted == "latest":
         return found[-1] if found else None
@@ -101,3 +164,54 @@ def resolve(run: Path, wanted: str | None) -> Path | None:
         names = ", ".join(path.name for path in found) or "none"
         raise InputError(f"no checkpoint {wanted!r} in {run}; there are: {names}")
     return run / wanted
+
+
+def drop_after(run: Path, step: int) -> None:
+    """Remove the checkpoints later than a step: the run goes another way from there."""
+    for later in checkpoints(run):
+        if step_of(later) > step:
+            _remove(later)
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed run left half written or half removed."""
+    _put_back(run)
+    for leftover in [*run.glob(".checkpoint-*.tmp"), *run.glob(".checkpoint-*.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(run: Path) -> None:
+    """A checkpoint that was moved aside for one that never came is itself again."""
+    for aside in run.glob(".checkpoint-*.old"):
+        final = run / aside.name.removeprefix(".").removesuffix(".old")
+        if not final.exists():
+            os.replace(aside, final)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, under another name first: half of one must not look like one."""
+    leaving = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    shutil.rmtree(leaving, ignore_errors=True)
+    os.replace(checkpoint, leaving)
+    shutil.rmtree(leaving)
+
+
+def _damaged(checkpoint: Path, why: str) -> InputError:
+    return InputError(
+        f"the checkpoint {checkpoint} is damaged ({why}): remove its folder to go on from the one "
+        "before"
+    )
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

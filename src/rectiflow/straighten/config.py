@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rectiflow.errors import InputError
 
@@ -16,16 +17,47 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    CHANGEABLE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "steps",
+            "decay_steps",
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+            "gradient_checkpointing",
+            "fsdp",
+            "compile",
+            "prefetch",
+            "log_every",
+            "measure_every",
+            "report_to",
+            "save_every",
+            "checkpoint_minutes",
+            "sample_minutes",
+            "keep_last",
+        }
+    )
+    """What may change between the sittings of one run: how long it is, how its work is cut up and
+    how it is looked at, but not what is learnt."""
+
     recipe: str
     seed: int = 0
     init_from: Path | None = None
     """Model folder to start from instead of random weights; half precision will do."""
     steps: int = Field(default=10_000, gt=0)
     batch_size: int = Field(default=64, gt=0)
-    """Global batch: samples per step over all processes."""
+    """Global batch: samples per step over all processes and micro-batches."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """At most so many samples at once through the network of a process; the gradients of a step's
+    micro-batches are added up. None takes a process's share of the batch whole."""
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    """The same, said as the number of micro-batches of a step; `batch_size` stays the whole."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice rather than keep them."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """adamw8bit keeps its state in 8 bits and needs the package bitsandbytes."""
     learning_rate: float = Field(default=1e-3, gt=0)
     muon_learning_rate: float | None = Field(default=None, gt=0)
-    """When set, hidden matrices are trained by Muon at this rate and the rest by AdamW."""
+    """When set, hidden matrices are trained by Muon at this rate and the rest by `optimizer`."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
@@ -34,16 +66,46 @@ class TrainConfig(BaseModel):
     a run can be lengthened after the fact without changing what it has done."""
     grad_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """The largest decay of the averaged weights, which are kept in float32. After n steps it is
+    (1 + n) / (10 + n) at most, or as `ema_warmup` says."""
+    ema_warmup: bool = False
+    """Let the decay after n steps be 1 − (1 + n / ema_inv_gamma)^−ema_power at most."""
+    ema_inv_gamma: float = Field(default=1.0, gt=0)
+    ema_power: float = Field(default=2 / 3, gt=0)
+    ema_start: int = Field(default=0, ge=0)
+    """The average is the weights themselves until this step."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """fp16 scales the loss, and skips the steps whose gradients overflow."""
+    fsdp: bool = False
+    """Split weights, gradients and optimiser state over the processes, if there are several."""
     compile: bool = False
+    prefetch: bool = True
+    """Make the next batch while the network works on this one, where the task allows it."""
     log_every: int = Field(default=20, gt=0)
+    measure_every: int = Field(default=0, ge=0)
+    """Steps between the task's own measurements of the averaged weights; 0 for none."""
+    report_to: tuple[Literal["jsonl", "tensorboard"], ...] = ("jsonl",)
+    """Where figures go: the run's log.jsonl, and TensorBoard files in its folder `tensorboard`."""
+    save_every: int = Field(default=0, ge=0)
+    """Steps between checkpoints, beside those by the clock; 0 for none."""
     checkpoint_minutes: float = Field(default=5, gt=0)
     sample_minutes: float = Field(default=10, gt=0)
     keep_last: int = Field(default=2, gt=0)
 
+    @model_validator(mode="after")
+    def _one_way_to_cut_a_batch(self) -> Self:
+        if self.micro_batch_size is not None and self.gradient_accumulation_steps > 1:
+            raise ValueError("give micro_batch_size or gradient_accumulation_steps, not both")
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise ValueError("more gradient_accumulation_steps than samples in batch_size")
+        return self
+
     def dump(self, path: Path) -> None:
-        """Write the full configuration as YAML."""
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        """Write the full configuration as YAML; a file that is there is replaced whole."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -83,4 +145,5 @@ def validate(kind: type[Config], settings: dict[str, Any]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"config key {where!r}: {first['msg']}") from None
+        what = f"config key {where!r}" if where else "config"
+        raise InputError(f"{what}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,120 @@
+"""What a run reports: a line of JSON per look at it, and TensorBoard's files beside them.
+
+Both belong to a step. A run that is resumed from a checkpoint forgets what was reported after it,
+so that the reports of a run that was killed are those of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rectiflow.errors import InputError
+
+
+def check_reporters(report_to: Sequence[str]) -> None:
+    """Raise InputError if a reporter lacks its package."""
+    if "tensorboard" in report_to:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError:
+            raise InputError(
+                "report_to tensorboard needs the package tensorboard: "
+                "pip install 'rectiflow[tensorboard]', or set report_to to [jsonl]"
+            ) from None
+
+
+class MetricsLog:
+    """The open reports of one sitting, which begins after `step`; -1 for a run from nothing."""
+
+    def __init__(self, run: Path, report_to: Sequence[str], step: int) -> None:
+        self._file: Any = None
+        self._board: Any = None
+        path = run / "log.jsonl"
+        if "jsonl" in report_to:
+            forget_after(path, step)
+            self._file = path.open("a", encoding="utf-8")
+        if "tensorboard" in report_to:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Readers drop what earlier files say of the steps from here on.
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Report a record that holds `step`; numbers that are not finite become null."""
+        record = {name: _finite(value) for name, value in record.items()}
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, dict):
+                    for inner, figure in value.items():
+                        self._scalar(f"{name}/{inner}", figure, record["step"])
+                elif name not in ("step", "time", "samples"):
+                    self._scalar(f"train/{name}", value, record["step"])
+
+    def picture(self, file: Path, step: int) -> None:
+        """Show a picture on TensorBoard."""
+        if self._board is None or not file.is_file() or not file.stat().st_size:
+            return
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(file) as image:
+            self._board.add_image(
+                "samples", np.asarray(image.convert("RGB")), step, dataformats="HWC"
+            )
+
+    def flush(self) -> None:
+        """Wait until everything reported is on the disk: a checkpoint is about to rely on it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _scalar(self, name: str, value: float | None, step: int) -> None:
+        if value is not None:
+            self._board.add_scalar(name, value, step)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a log that are later than a step, and one that was cut short."""
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    after = b"".join(line for line in lines if _step(line) <= step)
+    if after == before:
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(after)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _step(line: bytes) -> float:
+    """The step of a line; infinity for one that is not whole."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,139 @@
+"""What a checkpoint of a run holds, and taking it up again: nothing that a later step depends on
+is left out, and nothing is taken from another run.
+
+Trained parameters and buffers are in it and frozen parameters are not, so that a LoRA's checkpoint
+has the size of the LoRA; what they were is the business of the run's identity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rectiflow.errors import InputError, WorkError
+from rectiflow.straighten.processes import split_like, whole
+
+if TYPE_CHECKING:
+    from rectiflow.straighten.trainer import Trainer
+
+REMEDY = "go on with what it was begun with, or choose another folder"
+
+
+def collect(trainer: Trainer) -> dict[str, Any]:
+    """The state of a run, whole in every process.
+
+    Raises:
+        WorkError: a weight is not finite.
+    """
+    network = trainer.task.network
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    weights = {n: whole(t) for n, t in network.state_dict().items() if n not in frozen}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WorkError(
+                f"the weight {name} is not a number by step {trainer.step}; the last checkpoint in "
+                f"{trainer.run} is as it was: begin another run with a lower learning rate"
+            )
+    losses = torch.stack(trainer.losses) if trainer.losses else torch.zeros(0)
+    progress: dict[str, Any] = {
+        "step": trainer.step,
+        "skipped": trainer.skipped,
+        "losses": trainer.accelerator.gather(losses[None].to(trainer.device)),
+        "norms": torch.stack(trainer.norms) if trainer.norms else torch.zeros(0),
+        "identity": trainer.identity,
+        "config": trainer.config.model_dump(mode="json"),
+    }
+    return {
+        "network": weights,
+        "ema": whole(trainer.ema.state_dict()),
+        "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
+        "scaler": trainer.scaler.state_dict(),
+        "progress": progress,
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any], found: Path) -> None:
+    """Put a checkpoint's state into a trainer.
+
+    Checkpoints of the first versions, which lack identity, configuration, scaler and the losses
+    since the last line of the log, are read too.
+
+    Raises:
+        InputError: the checkpoint is of another model, other data or another configuration.
+    """
+    progress = state["progress"]
+    _same(trainer, progress, found)
+    _load_weights(trainer, state["network"], found)
+    ema, shadows = state["ema"], trainer.ema.shadow_params
+    if len(ema["shadow_params"]) != len(shadows):
+        raise _other(
+            found, "the number of trained weights", len(ema["shadow_params"]), len(shadows)
+        )
+    split = zip(ema["shadow_params"], shadows, strict=True)
+    placed = [split_like(t.to(like.device, like.dtype), like) for t, like in split]
+    trainer.ema.load_state_dict({name: v for name, v in ema.items() if name != "shadow_params"})
+    trainer.ema.shadow_params = placed
+    _load_optimizers(trainer, state["optimizers"], found)
+    if state.get("scaler") and trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(state["scaler"])
+    trainer.step, trainer.skipped = int(progress["step"]), int(progress.get("skipped", 0))
+    losses, norms = progress.get("losses", torch.zeros(1, 0)), progress.get("norms", ())
+    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    mine = losses[rank] if len(losses) == ranks else losses.mean(0)
+    trainer.losses = list(mine.to(trainer.device))
+    trainer.norms = [norm.to(trainer.device) for norm in norms]
+
+
+def _same(trainer: Trainer, progress: dict[str, Any], found: Path) -> None:
+    """Refuse a checkpoint of another run."""
+    if "identity" in progress:
+        had, now = progress["identity"], trainer.identity
+        for key in sorted({*had, *now}):
+            if had.get(key) != now.get(key):
+                raise _other(found, key, had.get(key), now.get(key))
+    config = trainer.config.model_dump(mode="json")
+    for key, had in progress.get("config", {}).items():
+        if key in config and key not in trainer.config.CHANGEABLE and config[key] != had:
+            raise _other(found, key, had, config[key])
+
+
+def _load_weights(trainer: Trainer, saved: dict[str, Tensor], found: Path) -> None:
+    network = trainer.task.network
+    now = network.state_dict()
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    for name in sorted({*saved, *now}):
+        if name not in now or (name not in saved and name not in frozen):
+            raise _other(found, f"the weight {name}", name in saved, name in now)
+        if name in saved and saved[name].shape != now[name].shape:
+            shapes = tuple(saved[name].shape), tuple(now[name].shape)
+            raise _other(found, f"the shape of {name}", *shapes)
+    placed = {name: split_like(tensor, now[name]) for name, tensor in saved.items()}
+    network.load_state_dict(placed, strict=False)
+
+
+def _load_optimizers(trainer: Trainer, saved: list[dict[str, Any]], found: Path) -> None:
+    if len(saved) != len(trainer.optimizers):
+        raise _other(found, "the number of optimisers", len(saved), len(trainer.optimizers))
+    for optimizer, state in zip(trainer.optimizers, saved, strict=True):
+        # Rates and the like come from the configuration; what it was is checked above.
+        groups = optimizer.state_dict()["param_groups"]
+        sizes = [[len(g["params"]) for g in part] for part in (state["param_groups"], groups)]
+        if sizes[0] != sizes[1]:
+            raise _other(found, "the number of weights of an optimiser", *sizes)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        placed = {
+            key: {name: _place(value, parameters[key]) for name, value in entry.items()}
+            for key, entry in state["state"].items()
+        }
+        optimizer.load_state_dict({"state": placed, "param_groups": groups})
+
+
+def _place(value: Any, like: Tensor) -> Any:
+    return split_like(value, like) if isinstance(value, Tensor) else value
+
+
+def _other(found: Path, what: str, had: Any, now: Any) -> InputError:
+    return InputError(f"{found} is of another run: {what} was {had!r} and is now {now!r}; {REMEDY}")
