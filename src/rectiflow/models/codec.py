@@ -42,9 +42,24 @@ def decode(vae: Any, latents: Tensor, device: torch.device) -> Tensor:
     Returns:
         float32 [B, 3, H, W] in [0, 1].
     """
+    return differentiable_decode(vae, latents, device).clamp(0, 1)
+
+
+def differentiable_decode(vae: Any, latents: Tensor, device: torch.device) -> Tensor:
+    """The images of normalised latents, with gradients: for losses that look at pictures.
+
+    Args:
+        vae: As in `encode`.
+        latents: [B, C, h, w].
+        device: Where the codec computes.
+
+    Returns:
+        float32 [B, 3, H, W], a little outside [0, 1] at places: cut there, no gradient would come
+        through.
+    """
     raw = latents.to(device).float() / vae.config.scaling_factor + _shift(vae)
     images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
-    return (images.float() / 2 + 0.5).clamp(0, 1)
+    return images.float() / 2 + 0.5
 
 
 def _shift(vae: Any) -> float:
