@@ -7,17 +7,19 @@ float32, pixels lie in [0, 1] and a velocity points from noise to data.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from rectiflow.flow.diffusion import VariancePreservingPath
+from rectiflow.flow.grid import make_grid
 from rectiflow.models.images import SizePolicy
 from rectiflow.models.metadata import Metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
+from rectiflow.models.sites import AttentionSite, Projection, joint_site
 from rectiflow.models.weights import weight_hash
 
 __all__ = [
@@ -28,42 +30,6 @@ __all__ = [
     "TokenSegment",
     "joint_site",
 ]
-
-Projection = Literal["query", "key", "value"]
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionSite:
-    """An attention in which text and image meet: a place to read and to steer, as data."""
-
-    attention: nn.Module
-    """Called with keywords: the image stream as `hidden_states` and the normalised, modulated text
-    stream as `encoder_hidden_states`, [B, L, D]; where the streams are fused, one stream of both as
-    `hidden_states`, text before image if the model is `text_first`.
-    """
-    image: Mapping[Projection, nn.Module]
-    """The linear maps of image features to queries, keys and values, before norm and rotation; of
-    the fused stream, where the streams are fused."""
-    text: Mapping[Projection, nn.Module] | None
-    """Those of text features; None where the streams are fused."""
-
-    @property
-    def fused(self) -> bool:
-        """Whether text and image are one stream here (the single blocks of FLUX)."""
-        return self.text is None
-
-
-def joint_site(attention: Any) -> AttentionSite:
-    """The site of a joint attention by the names diffusers gives its parts in every family."""
-    return AttentionSite(
-        attention,
-        image={"query": attention.to_q, "key": attention.to_k, "value": attention.to_v},
-        text={
-            "query": attention.add_q_proj,
-            "key": attention.add_k_proj,
-            "value": attention.add_v_proj,
-        },
-    )
 
 
 class FlowModel(ABC):
@@ -229,7 +195,7 @@ class FlowModel(ABC):
     # The field.
 
     @abstractmethod
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+    def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v(x, t | c)`, from one call of the network on exactly the rows given.
 
         Args:
@@ -238,8 +204,54 @@ class FlowModel(ABC):
             cond: B rows.
 
         Returns:
-            float32 [B, C, h, w], pointing from noise to data.
+            float32 [B, C, h, w], pointing from noise to data; with gradients to `x`, `cond` and
+            those weights of the network that require them.
         """
+
+    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+        """`differentiable_velocity` without gradients: what solvers ask for."""
+        with torch.no_grad():
+            return self.differentiable_velocity(x, t, cond)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: `"velocity"`, or of a diffusion model `"epsilon"`,
+        `"v_prediction"` or `"sample"`, which its field is converted from.
+        """
+        return "velocity"
+
+    @property
+    def diffusion_path(self) -> VariancePreservingPath | None:
+        """The path of a network that was trained as a diffusion model; None of a flow's."""
+        return None
+
+    @property
+    def t_min(self) -> float:
+        """The field's earliest time: below it, it is that of `t_min`. 0 but for a diffusion model,
+        which has seen a little of the data even in its noisiest state.
+        """
+        return 0.0
+
+    @property
+    def t_max(self) -> float:
+        """The field's latest time: above it, it is that of `t_max`."""
+        return 1.0
+
+    def initial_state(self, x_0: Tensor) -> Tensor:
+        """The state at `t_min` to begin from with the noise `x_0` [B, C, h, w]: the noise itself,
+        or of a diffusion model what diffusers begins from, brought to the straight path.
+        """
+        return x_0
+
+    def student_grid(self, num_inference_steps: int) -> Tensor:
+        """The grid on which a few-step student of this kind is trained and run.
+
+        Returns:
+            float32 [N + 1] on the CPU, rising, from `t_min` or a little later to 1.
+        """
+        side = self.default_size // self.multiple
+        shift = self.shift_for(side * side)
+        return make_grid("shifted", num_inference_steps, shift=shift)
 
     # Guidance.
 

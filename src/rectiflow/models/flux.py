@@ -168,8 +168,7 @@ class FluxModel(FlowModel):
         tokenizer, length = self.pipeline.tokenizer_2, self.max_sequence_length
         return [segment("t5", tokenizer, as_prompts(prompts), 0, length)]
 
-    @torch.no_grad()
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+    def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v = -u(x, 1 - t)` in float32, from one call of the network.
 
         dev is told `cond.guidance`; 1, the guidance of inversion, where that is not given.

@@ -179,8 +179,7 @@ class QwenImageModel(FlowModel):
         special = frozenset(tokenizer.all_special_ids)
         return [TokenSegment("qwen2.5-vl", 0, length, ids, words, pad_mask, special, cut)]
 
-    @torch.no_grad()
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+    def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v = -u(x, 1 - t)` in float32, from one call of the network."""
         dtype = self.dtype
         rows, columns = (side // PATCH for side in x.shape[-2:])

@@ -139,8 +139,7 @@ class SD3Model(FlowModel):
         )
         return [clip, empty]
 
-    @torch.no_grad()
-    def velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+    def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v = -u(x, 1000 (1 - t))` in float32, from one call of the network."""
         dtype = self.dtype
         assert cond.pooled is not None
