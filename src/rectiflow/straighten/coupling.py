@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Piece:
         noise alone at t_min > 0, where the straight line from x_0 would hold a trace of x_1
         already: this piece is the line that the student is really to follow.
         """
-        start = model.initial_state(self.x_0.to(model.device)).to(self.x_0)
+        start = model.initial_state(self.x_0)
         return replace(self, x_0=start, t_0=torch.full_like(self.t_0, model.t_min))
 
 
@@ -73,23 +73,15 @@ class Coupling(Protocol):
         ...
 
 
-class PairBatch(Protocol):
-    """What a store gives: rows of noise and latents with their prompts."""
+class Rows(Protocol):
+    """What is needed of the pairs of a store (`pair_batch.PairBatch`)."""
 
-    @property
-    def x_0(self) -> Tensor:
-        """float32 [B, C, h, w]."""
-        ...
-
-    @property
-    def x_1(self) -> Tensor:
-        """Of that shape."""
-        ...
-
-    @property
-    def prompts(self) -> list[str]:
-        """One a row."""
-        ...
+    x_0: Tensor
+    """float32 [B, C, h, w]."""
+    x_1: Tensor
+    """Of that shape."""
+    prompts: list[str]
+    """One a row."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +89,16 @@ class StoredPairs:
     """Pairs of a store, in the order of training: the coupling of reflow and distillation.
 
     Args:
-        pairs: The pairs of given indices (`PairStore.pairs`, or a curated view of it).
-        index: Number of the sample -> index of the pair (`PairOrder.index`).
+        samples: The pairs of given sample numbers (`curation.Curated.samples` and its like).
         guidance: The guidance scale they were made with, for a network that is told it.
     """
 
-    pairs: Callable[[Sequence[int]], PairBatch]
-    index: Callable[[int], int]
+    samples: Callable[[Sequence[int]], Any]
     guidance: float | None = None
 
     def __call__(self, numbers: Sequence[int]) -> Piece:
         """The samples of these numbers."""
-        found = self.pairs([self.index(number) for number in numbers])
+        found: Rows = self.samples(numbers)
         guidance = None if self.guidance is None else torch.full((len(numbers),), self.guidance)
         return Piece.whole(found.x_0, found.x_1, list(found.prompts), guidance)
 
