@@ -21,6 +21,7 @@ from rectiflow.errors import InputError, WorkError
 TEMPORARY = ".tmp-"
 """What the names of unfinished files begin with; readers pass over them."""
 _ATTEMPTS = 3
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Folder:
@@ -129,7 +130,12 @@ class Folder:
                 if attempt == _ATTEMPTS - 1:
                     raise WorkError(f"cannot write {self.uri}/{name} ({reason(error)})") from error
             except OSError as error:
-                raise WorkError(f"cannot write {self.uri}/{name} ({reason(error)})") from error
+                remedy = ""
+                if error.errno in _FULL:
+                    remedy = ": make room, and the same command goes on from here"
+                raise WorkError(
+                    f"cannot write {self.uri}/{name} ({reason(error)}){remedy}"
+                ) from error
             finally:
                 self.remove([temporary])
 

@@ -45,6 +45,8 @@ class Sidecar(BaseModel):
     """The index of its first pair."""
     count: int
     """Its pairs."""
+    size: int
+    """Bytes of the shard's file."""
     sha256: str
     """Of the shard's file."""
     x_0_sha256: str
@@ -134,6 +136,7 @@ def sidecar_of(shard: Shard, data: bytes, first: int, x_0: Tensor) -> Sidecar:
     return Sidecar(
         first=first,
         count=len(shard.x_1),
+        size=len(data),
         sha256=sha256(data),
         x_0_sha256=hash_x_0(x_0 if shard.x_0 is None else shard.x_0.float()),
         statistics=Statistics(
@@ -204,7 +207,10 @@ def read_shard(folder: Folder, manifest: Manifest, number: int) -> tuple[Shard, 
     if sidecar is None or data is None:
         return None
     if sha256(data) != sidecar.sha256:
-        raise DamagedShard(f"{shard_name(number)} has another checksum ({len(data)} bytes)")
+        was = "its checksum differs"
+        if len(data) != sidecar.size:
+            was = f"it has {len(data)} bytes and should have {sidecar.size}"
+        raise DamagedShard(was)
     return Shard.from_bytes(data, manifest, sidecar.count), sidecar
 
 
