@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectiflow.app import options
+from rectiflow.app import options, run_options
 from rectiflow.app.console import session
 from rectiflow.errors import InputError
 
@@ -19,48 +16,23 @@ if TYPE_CHECKING:
     from rectiflow.straighten.config import TrainConfig
     from rectiflow.straighten.trainer import Trainer
 
-CHANGEABLE = {
-    "steps",
-    "decay_steps",
-    "compile",
-    "log_every",
-    "checkpoint_minutes",
-    "sample_minutes",
-    "keep_last",
-}
-"""What may change between the sittings of one run without making it another run."""
-
 
 def train(
     recipe: Annotated[
         str | None,
         typer.Argument(help="emoji-vae, emoji-clip or emoji-sd3; or leave it to --config."),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable."),
-    ] = None,
+    settings: run_options.Assignments = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file of settings.", show_default=False)
     ] = None,
-    resume: Annotated[
-        str,
-        typer.Option(
-            "--resume_from_checkpoint", help="latest, or the name of a checkpoint of the run."
-        ),
-    ] = "latest",
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Stop after this long, to be resumed.", show_default=False),
-    ] = None,
+    resume: run_options.Resume = "latest",
+    max_minutes: run_options.MaxMinutes = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder of the run.  [default: runs/RECIPE]"),
     ] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(help="Write the model to this folder at the end.", show_default=False),
-    ] = None,
+    export: run_options.Export = None,
     init_from: Annotated[
         Path | None,
         typer.Option(
@@ -81,13 +53,13 @@ def train(
         chosen = _configuration(given, run)
         options.output_folder(run)
         if export is not None:
-            _check_export(export)
+            run_options.check_export(export)
         trainer = _trainer(chosen, run)
-        resumed = _resume(trainer, resume)
+        resumed = run_options.resume(trainer, resume)
         begun = trainer.step
         trainer.train(max_minutes)
         if export is not None:
-            _export(trainer, export)
+            run_options.export(trainer, export)
         data = {
             "recipe": chosen.recipe,
             "run": str(run),
@@ -95,7 +67,7 @@ def train(
             "step": trainer.step,
             "steps": chosen.steps,
             "finished": trainer.step >= chosen.steps,
-            "loss": _last_loss(run),
+            "loss": run_options.last_of(run, "loss"),
             "export": None if export is None else str(export),
             "seconds": time.perf_counter() - started,
             "warnings": terminal.warnings,
@@ -110,12 +82,9 @@ def _given(
     recipe: str | None, config: Path | None, assignments: list[str] | None, init_from: Path | None
 ) -> dict[str, Any]:
     """What file and options say, the latter winning; always with a known recipe."""
-    import yaml
-
     from rectiflow.emoji.recipes import RECIPES
-    from rectiflow.straighten.config import override
 
-    given = {} if config is None else _read_yaml(config)
+    given = {} if config is None else run_options.read_yaml(config)
     recipe = recipe or given.get("recipe")
     if recipe is None:
         raise InputError(f"name a recipe, one of {', '.join(RECIPES)}, or a --config that does")
@@ -123,10 +92,7 @@ def _given(
         raise InputError(f"unknown recipe {recipe!r}: one of {', '.join(RECIPES)}")
     if given.setdefault("recipe", recipe) != recipe:
         raise InputError(f"{config} is for the recipe {given['recipe']}, not {recipe}")
-    try:
-        given = override(given, assignments or [])
-    except yaml.YAMLError:
-        raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
+    given = run_options.assigned(given, assignments)
     if given["recipe"] != recipe:
         raise InputError(f"--set recipe={given['recipe']} contradicts {recipe}: name it once")
     if init_from is not None:
@@ -134,42 +100,11 @@ def _given(
     return given
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no settings: write one `key: value` per line")
-    return content
-
-
 def _configuration(given: dict[str, Any], run: Path) -> TrainConfig:
     """The validated configuration; of a run that exists already its own, lengthened at most."""
     from rectiflow.emoji.recipes import RECIPES
-    from rectiflow.straighten.config import validate
 
-    kind = RECIPES[given["recipe"]][0]
-    asked = validate(kind, given)
-    saved = run / "config.yaml"
-    if not saved.is_file():
-        return asked
-    before = _read_yaml(saved)
-    if before.get("recipe") != asked.recipe:
-        raise InputError(f"{run} is a run of {before.get('recipe')}: choose another folder with -o")
-    kept = validate(kind, before)
-    wanted, had = asked.model_dump(mode="json"), kept.model_dump(mode="json")
-    for key in given:
-        if key not in CHANGEABLE and wanted[key] != had[key]:
-            raise InputError(
-                f"{run} was begun with {key} {had[key]} and not {wanted[key]}: leave the setting "
-                "out to go on with it, or choose another folder with -o"
-            )
-    return validate(kind, before | {key: given[key] for key in given if key in CHANGEABLE})
+    return run_options.continued(RECIPES[given["recipe"]][0], given, run)
 
 
 def _trainer(config: TrainConfig, run: Path) -> Trainer:
@@ -181,42 +116,3 @@ def _trainer(config: TrainConfig, run: Path) -> Trainer:
         if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{name}: there is no folder {folder}; train it, or --set {name}=...")
     return Trainer(build_task(config), config, run)
-
-
-def _resume(trainer: Trainer, wanted: str) -> bool:
-    from safetensors import SafetensorError
-
-    try:
-        return trainer.resume(wanted)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"the checkpoint {wanted} of {trainer.run} is damaged ({error}): remove its folder to "
-            "go on from the one before"
-        ) from error
-
-
-def _check_export(folder: Path) -> None:
-    """A folder that is new, empty, or a model already: nothing else is to be written into."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
-            raise InputError(f"--export {folder} has other things in it: give a new folder")
-    options.output_folder(folder.parent)
-
-
-def _export(trainer: Trainer, folder: Path) -> None:
-    """Write the model under another name first; what else is in the folder stays."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.export(unfinished)
-    for file in sorted(unfinished.rglob("*")):
-        if file.is_file():
-            target = folder / file.relative_to(unfinished)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-    shutil.rmtree(unfinished)
-
-
-def _last_loss(run: Path) -> float | None:
-    log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return json.loads(lines[-1])["loss"] if lines else None

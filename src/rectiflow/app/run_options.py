@@ -1,0 +1,165 @@
+"""What commands that train have in common: settings from a file and options, resuming, export."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from rectiflow.app import options
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rectiflow.straighten.config import TrainConfig
+    from rectiflow.straighten.trainer import Trainer
+
+Config = TypeVar("Config", bound="TrainConfig")
+
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; repeatable."),
+]
+Resume = Annotated[
+    str,
+    typer.Option(
+        "--resume_from_checkpoint", help="latest, or the name of a checkpoint of the run."
+    ),
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(min=0, help="Stop after this long, to be resumed.", show_default=False),
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(help="Write the model to this folder at the end.", show_default=False),
+]
+
+
+def assigned(given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
+    """Settings with those of ``--set`` put in.
+
+    Raises:
+        InputError: one of them is not an assignment, or its value is not YAML.
+    """
+    import yaml
+
+    from rectiflow.straighten.config import override
+
+    try:
+        return override(given, assignments or [])
+    except yaml.YAMLError:
+        raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A file of settings.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no settings: write one `key: value` per line")
+    return content
+
+
+def continued(kind: type[Config], given: Mapping[str, Any], run: Path) -> Config:
+    """The validated configuration; of a run that exists already its own, lengthened at most.
+
+    Args:
+        kind: Of configuration.
+        given: What file and options say.
+        run: The run's folder.
+
+    Raises:
+        InputError: a setting is wrong, or the run was begun with another one.
+    """
+    from rectiflow.straighten.config import validate
+
+    asked = validate(kind, dict(given))
+    saved = run / "config.yaml"
+    if not saved.is_file():
+        return asked
+    before = read_yaml(saved)
+    if before.get("recipe") != asked.recipe:
+        raise InputError(f"{run} is a run of {before.get('recipe')}: choose another folder with -o")
+    kept = validate(kind, before)
+    wanted, had = asked.model_dump(mode="json"), kept.model_dump(mode="json")
+    for key in given:
+        if key not in kind.CHANGEABLE and wanted[key] != had[key]:
+            raise InputError(
+                f"{run} was begun with {key} {had[key]} and not {wanted[key]}: leave the setting "
+                "out to go on with it, or choose another folder with -o"
+            )
+    changed = {key: given[key] for key in given if key in kind.CHANGEABLE}
+    return validate(kind, before | changed)
+
+
+def resume(trainer: Trainer, wanted: str) -> bool:
+    """Go on from a checkpoint; False where there is none.
+
+    Raises:
+        InputError: it is damaged, or the one that was named is not there.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return trainer.resume(wanted)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"the checkpoint {wanted} of {trainer.run} is damaged ({error}): remove its folder to "
+            "go on from the one before"
+        ) from error
+
+
+def check_export(folder: Path) -> None:
+    """See that a folder is new, empty, or a model already: nothing else is to be written into.
+
+    Raises:
+        InputError: it has other things in it, or cannot be written.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+            raise InputError(f"--export {folder} has other things in it: give a new folder")
+    options.output_folder(folder.parent)
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Write the model under another name first; what else is in the folder stays."""
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.export(unfinished)
+    move_into(unfinished, folder)
+
+
+def move_into(unfinished: Path, folder: Path) -> None:
+    """Move every file of one folder to its place in another; what else is there stays."""
+    for file in sorted(unfinished.rglob("*")):
+        if file.is_file():
+            target = folder / file.relative_to(unfinished)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def last_of(run: Path, name: str) -> float | None:
+    """The last value of a figure in a run's log."""
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    for line in reversed(lines):
+        found: float | None = json.loads(line).get(name)
+        if found is not None:
+            return found
+    return None
