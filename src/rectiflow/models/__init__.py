@@ -15,7 +15,9 @@ from rectiflow.models.load import FAMILIES, embedded_models, load
 from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
 from rectiflow.models.qwen_image import QwenImageModel
+from rectiflow.models.sd import SDModel
 from rectiflow.models.sd3 import SD3Model
+from rectiflow.models.sdxl import SDXLModel
 
 __all__ = [
     "FAMILIES",
@@ -28,6 +30,8 @@ __all__ = [
     "QwenImageModel",
     "Restore",
     "SD3Model",
+    "SDModel",
+    "SDXLModel",
     "SizePolicy",
     "TokenSegment",
     "embedded_models",

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.flow.grid import make_grid
+from rectiflow.flow.grid import RESOLUTION, make_grid
 from rectiflow.flow.solver import Callback, Solution, Solver, integrate
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity, guided
 from rectiflow.models.images import to_pil
 from rectiflow.models.prompts import as_prompts
+from rectiflow.models.schedulers import SCHEDULERS, solve_by_scheduler
 
 Seed = int | Sequence[int]
 
@@ -55,8 +56,8 @@ def generate_latents(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     true_cfg_scale: float = 1.0,
-    grid: str | Tensor | Sequence[float] = "shifted",
-    solver: Solver | str = "euler",
+    grid: str | Tensor | Sequence[float] | None = None,
+    solver: Solver | str | None = None,
     callback_on_step_end: Callback | None = None,
     keep_trajectory: bool = False,
 ) -> Solution:
@@ -70,37 +71,59 @@ def generate_latents(
         num_inference_steps: N; the model's default if None.
         guidance_scale: The model's default if None.
         true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
-        grid: As in `make_grid`; `"shifted"` with the model's own shift.
-        solver: As in `integrate`.
+        grid: As in `make_grid`, `"shifted"` with the model's own shift; or `"student"`, the model's
+            `student_grid`. The model's default if None. Where its field begins later than at 0,
+            so does a grid that goes by a name.
+        solver: As in `integrate`, or of the Stable Diffusion family one of `SCHEDULERS`, which
+            stand on diffusers' timesteps. The model's default if None, or Euler on a given grid.
         callback_on_step_end: As in `integrate`.
         keep_trajectory: As in `integrate`.
 
     Returns:
-        The latents at the grid's end, and their cost.
+        The latents at the grid's end, and their cost. The noise is taken for the state at the
+        grid's beginning, or brought there by `initial_state` if that is where the field begins.
 
     Raises:
         InputError: An argument is wrong.
         WorkError: The network returned something that is not a number.
     """
+    if solver is None:
+        solver = model.default_solver if grid is None else "euler"
+    by_scheduler = isinstance(solver, str) and solver in SCHEDULERS
+    if by_scheduler and grid is not None:
+        raise InputError(f"the solver {solver} stands on diffusers' timesteps: leave the grid out")
+    grid = model.default_grid if grid is None else grid
     if num_inference_steps is None and isinstance(grid, str):
         num_inference_steps = model.default_num_inference_steps
     if guidance_scale is None:
         guidance_scale = model.default_guidance_scale
-    tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
-    points = make_grid(grid, num_inference_steps, shift=model.shift_for(tokens), num_tokens=tokens)
     cond = model.encode_prompt(prompts).rows(len(latents))
     negative = None
     if guided(model, cond, guidance_scale, true_cfg_scale)[1] != 1:
         negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
     velocity = GuidedVelocity(model, cond, negative, guidance_scale, true_cfg_scale)
-    solution = integrate(
-        velocity,
-        latents.to(model.device),
-        points,
-        solver,
-        callback_on_step_end=callback_on_step_end,
-        keep_trajectory=keep_trajectory,
-    )
+    latents = latents.to(model.device)
+    if by_scheduler:
+        assert isinstance(solver, str) and num_inference_steps is not None
+        solution = solve_by_scheduler(
+            velocity,
+            latents,
+            solver,
+            num_inference_steps,
+            callback_on_step_end=callback_on_step_end,
+            keep_trajectory=keep_trajectory,
+        )
+    else:
+        points = _points(model, grid, num_inference_steps, latents)
+        begins = model.t_min > 0 and abs(float(points[0]) - model.t_min) < RESOLUTION
+        solution = integrate(
+            velocity,
+            model.initial_state(latents) if begins else latents,
+            points,
+            solver,
+            callback_on_step_end=callback_on_step_end,
+            keep_trajectory=keep_trajectory,
+        )
     if not torch.isfinite(solution.x).all():
         raise WorkError(
             f"{model.name} returned numbers that are not finite in {model.dtype}: use "
@@ -122,8 +145,8 @@ def generate(
     true_cfg_scale: float = 1.0,
     height: int | None = None,
     width: int | None = None,
-    grid: str | Tensor | Sequence[float] = "shifted",
-    solver: Solver | str = "euler",
+    grid: str | Tensor | Sequence[float] | None = None,
+    solver: Solver | str | None = None,
     callback_on_step_end: Callback | None = None,
     batch_size: int | None = None,
 ) -> list[Image.Image]:
@@ -141,8 +164,8 @@ def generate(
         true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
         height: In pixels; the model's default, or that of `latents`, if None.
         width: Likewise.
-        grid: A name or your own times, as in `make_grid`.
-        solver: A name or your own, as in `integrate`.
+        grid: A name or your own times, as in `generate_latents`.
+        solver: A name or your own, as in `generate_latents`.
         callback_on_step_end: Called as `(step, t, x)` after each step, for each batch.
         batch_size: The most items that go through the network together; all if None.
 
@@ -180,6 +203,23 @@ def generate(
         )
         images += to_pil(model.decode(solution.x))
     return images
+
+
+def _points(
+    model: FlowModel,
+    grid: str | Tensor | Sequence[float],
+    num_inference_steps: int | None,
+    latents: Tensor,
+) -> Tensor:
+    """The grid to integrate on."""
+    if isinstance(grid, str) and grid == "student":
+        assert num_inference_steps is not None
+        return model.student_grid(num_inference_steps)
+    tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
+    points = make_grid(grid, num_inference_steps, shift=model.shift_for(tokens), num_tokens=tokens)
+    if isinstance(grid, str) and model.t_min > 0:
+        points = model.t_min + (1 - model.t_min) * points
+    return points
 
 
 def _sources(

@@ -17,7 +17,9 @@ from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.lora import add_loras
 from rectiflow.models.memory import Offload, explanation
 from rectiflow.models.qwen_image import QwenImageModel
+from rectiflow.models.sd import SDModel
 from rectiflow.models.sd3 import SD3Model
+from rectiflow.models.sdxl import SDXLModel
 from rectiflow.models.single_file import SUFFIXES, check_suffix, open_single_file
 from rectiflow.models.weights import check_finite
 
@@ -25,6 +27,8 @@ FAMILIES: dict[str, type[FlowModel]] = {
     "StableDiffusion3Pipeline": SD3Model,
     "FluxPipeline": FluxModel,
     "QwenImagePipeline": QwenImageModel,
+    "StableDiffusionPipeline": SDModel,
+    "StableDiffusionXLPipeline": SDXLModel,
 }
 """The diffusers pipelines that are understood, and what understands them."""
 

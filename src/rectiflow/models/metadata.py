@@ -38,6 +38,8 @@ class Metadata(BaseModel):
     """T5 positions in the text stream. 512 is the most that diffusers' pipelines accept."""
     default_guidance_scale: float | None = None
     default_num_inference_steps: int | None = Field(default=None, gt=0)
+    student_steps: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """The numbers of steps that a rectified few-step model was made for."""
     default_size: int | None = Field(default=None, gt=0)
     """Side of the square image the model was trained on, in pixels."""
     domain: dict[str, Range] | None = None
