@@ -5,8 +5,13 @@ Run as a program, it trains in the folder it is given and can be killed at any m
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,36 +22,54 @@ from rectiflow.straighten.trainer import Trainer
 
 
 class Objective(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32, dropout: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.network = nn.Sequential(
-            nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 32), nn.Linear(32, 2)
+            nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.Linear(width, 2)
         )
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         x_t = torch.lerp(x_0, x_1, t)
-        return (self.network(torch.cat([x_t, t], 1)) - (x_1 - x_0)).square().mean(1)
+        prediction = self.network(self.dropout(torch.cat([x_t, t], 1)))
+        return (prediction.float() - (x_1 - x_0)).square().mean(1)
 
 
 class ToyTask:
-    def __init__(self, poison_step: int | None = None) -> None:
-        self.network: nn.Module = Objective()
-        self.poison = poison_step
+    def __init__(
+        self,
+        poison_step: int | None = None,
+        poison: float = torch.nan,
+        width: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        self.network: nn.Module = Objective(width, dropout)
+        self.poison_step, self.poison = poison_step, poison
+        self.thread_safe = False
+        self.calls: list[list[int]] = []
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        self.calls.append(list(indices))
         rows = []
         for index in indices:
             generator = torch.Generator().manual_seed(index)
             rows.append(torch.randn(3, generator=generator))
         drawn = torch.stack(rows)
         x_1 = drawn[:, :2] @ torch.tensor([[0.0, 2.0], [-2.0, 0.0]])
-        if self.poison is not None and indices[0] >= self.poison * len(indices):
-            x_1 = x_1 * torch.nan
+        if self.poison_step is not None and indices[0] // 16 == self.poison_step:
+            x_1 = x_1 * self.poison
         return {"x_0": drawn[:, :2], "x_1": x_1, "t": torch.sigmoid(drawn[:, 2:])}
 
     def draw_samples(self, path: Path) -> None:
         path.write_bytes(b"")
+
+    def measure(self) -> dict[str, float]:
+        """The loss of held-out samples; draws at random, as a careless task might."""
+        torch.randn(3)
+        assert not self.network.training
+        with torch.no_grad():
+            return {"held_out": float(self.network(**self.batch(range(10**6, 10**6 + 8))).mean())}
 
     def export(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -67,8 +90,45 @@ def config(**settings: object) -> TrainConfig:
     return TrainConfig.model_validate(defaults | settings)
 
 
+def records(run: Path) -> list[dict[str, object]]:
+    """The lines of a log without what depends on the clock."""
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    clock = ("time", "samples_per_second")
+    return [{name: v for name, v in line.items() if name not in clock} for line in lines]
+
+
+def start(work: Callable[[], object], **environment: str) -> int:
+    """Do something in a process of its own, without the seconds of importing; its id.
+
+    It exits with 0, or with 1 and the error's last line in the file $ERRORS.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ |= environment
+        work()
+        code = 0
+    except BaseException as error:
+        if "ERRORS" in environment:
+            Path(environment["ERRORS"]).write_text(f"{type(error).__name__}: {error}")
+        else:
+            traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kill_after(child: int, seconds: float) -> bool:
+    """SIGKILL a process after a while; whether it was still there."""
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer = Trainer(ToyTask(), config(), Path(sys.argv[1]))
+    trainer = Trainer(ToyTask(), config(**json.loads((sys.argv + ["{}"])[2])), Path(sys.argv[1]))
     trainer.resume()
     trainer.train()

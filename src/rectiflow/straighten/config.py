@@ -79,8 +79,9 @@ class TrainConfig(BaseModel):
     fsdp: bool = False
     """Split weights, gradients and optimiser state over the processes, if there are several."""
     compile: bool = False
-    prefetch: bool = True
-    """Make the next batch while the network works on this one, where the task allows it."""
+    prefetch: bool | None = None
+    """Make the next batch in a thread while the network works on this one, where the task allows
+    it; None does so beside an accelerator, but not on a CPU, where both want the same cores."""
     log_every: int = Field(default=20, gt=0)
     measure_every: int = Field(default=0, ge=0)
     """Steps between the task's own measurements of the averaged weights; 0 for none."""

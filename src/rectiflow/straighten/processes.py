@@ -7,18 +7,21 @@ split again when it is read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rectiflow.errors import InputError, WorkError
+
+SMALLEST_UNIT = 1_000_000
+"""Blocks of fewer parameters than this are not gathered by themselves."""
 
 
 def start(fsdp: bool, mixed_precision: str) -> Accelerator:
@@ -27,34 +30,46 @@ def start(fsdp: bool, mixed_precision: str) -> Accelerator:
     Raises:
         InputError: FSDP with fp16.
     """
-    plugin = None
-    if fsdp and several():
-        if mixed_precision == "fp16":
-            raise InputError("fsdp does not go with mixed_precision fp16: take bf16, or no fsdp")
-        from accelerate import FullyShardedDataParallelPlugin
-
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="size_based_wrap",
-            min_num_params=1_000_000,
-            cpu_ram_efficient_loading=False,
-        )
-    return Accelerator(fsdp_plugin=plugin)
+    if fsdp and mixed_precision == "fp16":
+        raise InputError("fsdp does not go with mixed_precision fp16: take bf16, or no fsdp")
+    # Without an accelerator torchrun's processes count only if the CPU is asked for.
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-def several() -> bool:
-    """Whether this is one of several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def prepare(accelerator: Accelerator, network: nn.Module, fsdp: bool, compiled: bool) -> Any:
+    """The network for the number of processes there are, its weights those of the first.
+
+    FSDP is PyTorch's `fully_shard` itself: accelerate's plugin does nothing on CPUs.
+    """
+    if fsdp and accelerator.num_processes > 1:
+        for tensor in [*network.parameters(), *network.buffers()]:
+            dist.broadcast(tensor.data, 0)
+        for block in _blocks(network):
+            fully_shard(block)
+        fully_shard(network)
+        return torch.compile(network) if compiled else network
+    return accelerator.prepare_model(torch.compile(network) if compiled else network)
 
 
-def prepare(
-    accelerator: Accelerator, network: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> tuple[Any, list[torch.optim.Optimizer]]:
-    """Network and optimisers for the number of processes there are (DDP, or FSDP if chosen)."""
-    if not getattr(accelerator, "is_fsdp2", False):
-        return accelerator.prepare_model(network), optimizers
-    prepared, *wrapped = accelerator.prepare(network, *optimizers)
-    return prepared, [wrapper.optimizer for wrapper in wrapped]
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The outermost large blocks of a network's lists of blocks: one is whole at a time."""
+    for module in network.children():
+        if isinstance(module, nn.ModuleList):
+            sizes = ((block, sum(p.numel() for p in block.parameters())) for block in module)
+            yield from (block for block, size in sizes if size >= SMALLEST_UNIT)
+        else:
+            yield from _blocks(module)
+
+
+@contextmanager
+def adding_up(accelerator: Accelerator, network: Any, last: bool) -> Iterator[None]:
+    """Keep the gradients of all micro-batches but the last to this process."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(last)
+        yield
+        return
+    with nullcontext() if last else accelerator.no_sync(network):
+        yield
 
 
 def agreed(accelerator: Accelerator, wishes: Sequence[bool]) -> list[bool]:
@@ -89,14 +104,18 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         ) from error
 
 
-def whole(state: Any) -> Any:
-    """Nested state with every split tensor put together; all processes call it alike."""
+def whole(state: Any, keep: bool = True) -> Any:
+    """Nested state with every split tensor put together, in memory beside the accelerator.
+
+    All processes call it alike; those that do not `keep` the whole get a part that means nothing.
+    """
     if isinstance(state, DTensor):
-        return state.full_tensor()
+        full = state.full_tensor()
+        return full.cpu() if keep else full[:0]
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
+        return {key: whole(value, keep) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return [whole(value) for value in state]
+        return [whole(value, keep) for value in state]
     return state
 
 
@@ -110,8 +129,6 @@ def split_like(tensor: Tensor, like: Tensor) -> Tensor:
 @contextmanager
 def assembled(network: nn.Module) -> Iterator[None]:
     """Put the weights of a network that FSDP has split together for any one process to use."""
-    from torch.distributed.fsdp import FSDPModule
-
     parts = [module for module in network.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

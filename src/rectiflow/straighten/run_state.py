@@ -17,46 +17,46 @@ from rectiflow.errors import InputError, WorkError
 from rectiflow.straighten.processes import split_like, whole
 
 if TYPE_CHECKING:
-    from rectiflow.straighten.trainer import Trainer
+    from rectiflow.straighten.learner import Learner
 
 REMEDY = "go on with what it was begun with, or choose another folder"
 
 
-def collect(trainer: Trainer) -> dict[str, Any]:
-    """The state of a run, whole in every process.
+def collect(learner: Learner, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run; all processes call it, and the first has the whole.
 
     Raises:
         WorkError: a weight is not finite.
     """
-    network = trainer.task.network
+    network, keep = learner.task.network, learner.accelerator.is_main_process
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
-    weights = {n: whole(t) for n, t in network.state_dict().items() if n not in frozen}
+    weights = {n: whole(t, keep) for n, t in network.state_dict().items() if n not in frozen}
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WorkError(
-                f"the weight {name} is not a number by step {trainer.step}; the last checkpoint in "
-                f"{trainer.run} is as it was: begin another run with a lower learning rate"
+                f"the weight {name} is not a number by step {learner.step}: the last checkpoint "
+                "is as it was; begin another run with a lower learning rate"
             )
-    losses = torch.stack(trainer.losses) if trainer.losses else torch.zeros(0)
+    losses = torch.stack(learner.losses) if learner.losses else torch.zeros(0)
     progress: dict[str, Any] = {
-        "step": trainer.step,
-        "skipped": trainer.skipped,
-        "losses": trainer.accelerator.gather(losses[None].to(trainer.device)),
-        "norms": torch.stack(trainer.norms) if trainer.norms else torch.zeros(0),
-        "identity": trainer.identity,
-        "config": trainer.config.model_dump(mode="json"),
+        "step": learner.step,
+        "skipped": learner.skipped,
+        "losses": learner.accelerator.gather(losses[None].to(learner.device)),
+        "norms": torch.stack(learner.norms) if learner.norms else torch.zeros(0),
+        "identity": identity,
+        "config": learner.config.model_dump(mode="json"),
     }
     return {
         "network": weights,
-        "ema": whole(trainer.ema.state_dict()),
-        "optimizers": [whole(optimizer.state_dict()) for optimizer in trainer.optimizers],
-        "scaler": trainer.scaler.state_dict(),
+        "ema": whole(learner.ema.state_dict(), keep),
+        "optimizers": [whole(optimizer.state_dict(), keep) for optimizer in learner.optimizers],
+        "scaler": learner.scaler.state_dict(),
         "progress": progress,
     }
 
 
-def restore(trainer: Trainer, state: dict[str, Any], found: Path) -> None:
-    """Put a checkpoint's state into a trainer.
+def restore(learner: Learner, identity: dict[str, Any], state: dict[str, Any], found: Path) -> None:
+    """Put a checkpoint's state into a learner.
 
     Checkpoints of the first versions, which lack identity, configuration, scaler and the losses
     since the last line of the log, are read too.
@@ -65,43 +65,45 @@ def restore(trainer: Trainer, state: dict[str, Any], found: Path) -> None:
         InputError: the checkpoint is of another model, other data or another configuration.
     """
     progress = state["progress"]
-    _same(trainer, progress, found)
-    _load_weights(trainer, state["network"], found)
-    ema, shadows = state["ema"], trainer.ema.shadow_params
+    _same(learner, identity, progress, found)
+    _load_weights(learner, state["network"], found)
+    ema, shadows = state["ema"], learner.ema.shadow_params
     if len(ema["shadow_params"]) != len(shadows):
         raise _other(
             found, "the number of trained weights", len(ema["shadow_params"]), len(shadows)
         )
     split = zip(ema["shadow_params"], shadows, strict=True)
     placed = [split_like(t.to(like.device, like.dtype), like) for t, like in split]
-    trainer.ema.load_state_dict({name: v for name, v in ema.items() if name != "shadow_params"})
-    trainer.ema.shadow_params = placed
-    _load_optimizers(trainer, state["optimizers"], found)
-    if state.get("scaler") and trainer.scaler.is_enabled():
-        trainer.scaler.load_state_dict(state["scaler"])
-    trainer.step, trainer.skipped = int(progress["step"]), int(progress.get("skipped", 0))
+    learner.ema.load_state_dict({name: v for name, v in ema.items() if name != "shadow_params"})
+    learner.ema.shadow_params = placed
+    _load_optimizers(learner, state["optimizers"], found)
+    if state.get("scaler") and learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(state["scaler"])
+    learner.step, learner.skipped = int(progress["step"]), int(progress.get("skipped", 0))
     losses, norms = progress.get("losses", torch.zeros(1, 0)), progress.get("norms", ())
-    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rank, ranks = learner.accelerator.process_index, learner.accelerator.num_processes
     mine = losses[rank] if len(losses) == ranks else losses.mean(0)
-    trainer.losses = list(mine.to(trainer.device))
-    trainer.norms = [norm.to(trainer.device) for norm in norms]
+    learner.losses = list(mine.to(learner.device))
+    learner.norms = [norm.to(learner.device) for norm in norms]
 
 
-def _same(trainer: Trainer, progress: dict[str, Any], found: Path) -> None:
+def _same(
+    learner: Learner, identity: dict[str, Any], progress: dict[str, Any], found: Path
+) -> None:
     """Refuse a checkpoint of another run."""
     if "identity" in progress:
-        had, now = progress["identity"], trainer.identity
+        had, now = progress["identity"], identity
         for key in sorted({*had, *now}):
             if had.get(key) != now.get(key):
                 raise _other(found, key, had.get(key), now.get(key))
-    config = trainer.config.model_dump(mode="json")
+    config = learner.config.model_dump(mode="json")
     for key, had in progress.get("config", {}).items():
-        if key in config and key not in trainer.config.CHANGEABLE and config[key] != had:
+        if key in config and key not in learner.config.CHANGEABLE and config[key] != had:
             raise _other(found, key, had, config[key])
 
 
-def _load_weights(trainer: Trainer, saved: dict[str, Tensor], found: Path) -> None:
-    network = trainer.task.network
+def _load_weights(learner: Learner, saved: dict[str, Tensor], found: Path) -> None:
+    network = learner.task.network
     now = network.state_dict()
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     for name in sorted({*saved, *now}):
@@ -114,10 +116,10 @@ def _load_weights(trainer: Trainer, saved: dict[str, Tensor], found: Path) -> No
     network.load_state_dict(placed, strict=False)
 
 
-def _load_optimizers(trainer: Trainer, saved: list[dict[str, Any]], found: Path) -> None:
-    if len(saved) != len(trainer.optimizers):
-        raise _other(found, "the number of optimisers", len(saved), len(trainer.optimizers))
-    for optimizer, state in zip(trainer.optimizers, saved, strict=True):
+def _load_optimizers(learner: Learner, saved: list[dict[str, Any]], found: Path) -> None:
+    if len(saved) != len(learner.optimizers):
+        raise _other(found, "the number of optimisers", len(saved), len(learner.optimizers))
+    for optimizer, state in zip(learner.optimizers, saved, strict=True):
         # Rates and the like come from the configuration; what it was is checked above.
         groups = optimizer.state_dict()["param_groups"]
         sizes = [[len(g["params"]) for g in part] for part in (state["param_groups"], groups)]
