@@ -20,10 +20,10 @@ from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.straighten import coupling, monitor, online
 from rectiflow.straighten.config import validate
 from rectiflow.straighten.settings import StraightenConfig
-from rectiflow.straighten.straightening import PromptCache, StraightenTask
+from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.trainer import Trainer
 from tests.straighten.test_coupling import PAIRS, SHAPE, stored
-from tests.straighten.toy_flow import PROMPTS, WORLD, ToyFlow, TrainedWorld
+from tests.straighten.toy_flow import PROMPTS, WORLD, ToyFlow
 
 HELD_OUT = coupling.StoredPairs(stored)(range(5000, 5400))
 
@@ -55,7 +55,7 @@ def train(
     task = StraightenTask(config, model, draw)
     trainer = Trainer(task, config, run)
     trainer.train()
-    with trainer._averaged():
+    with trainer.learner.averaged():
         return ToyFlow(copy.deepcopy(model.network))
 
 
@@ -226,7 +226,7 @@ def test_a_resumed_run_is_an_unbroken_one(tmp_path: Path) -> None:
     rest = trainer(tmp_path / "parts", 12)
     assert rest.resume()
     rest.train()
-    weights = zip(whole.parameters, rest.parameters, strict=True)
+    weights = zip(whole.learner.parameters, rest.learner.parameters, strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
     losses = []
     for run in ("whole", "parts"):
@@ -244,27 +244,6 @@ def test_measures_go_to_the_log_with_sheets_beside_them(tmp_path: Path) -> None:
         assert name in text
     assert list((tmp_path / "samples").glob("*.png"))
     assert task.network.network.training
-
-
-def test_prompts_are_embedded_once_and_not_all_kept() -> None:
-    asked: list[str] = []
-
-    class Counting(ToyFlow):
-        def encode_prompt(self, prompts):  # type: ignore[no-untyped-def]
-            asked.extend([prompts] if isinstance(prompts, str) else prompts)
-            return super().encode_prompt(prompts)
-
-    model = Counting(TrainedWorld())
-    cache = PromptCache(model, most_bytes=2 * 8)  # two prompts of two float32
-    rows = cache(["wide", "narrow", "wide"])
-    assert torch.equal(rows.embeds, model.encode_prompt(["wide", "narrow", "wide"]).embeds)
-    del asked[:]
-    cache(["narrow", "wide"])
-    assert not asked
-    cache(["other"])  # the oldest, "narrow", makes room
-    cache(["wide"])
-    cache(["narrow"])
-    assert asked == ["other", "narrow"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from rectiflow.flow.grid import uniform
 from rectiflow.flow.measure import straightness, transport_cost
-from rectiflow.flow.solver import integrate
+from rectiflow.flow.solver import Velocity, integrate
 from rectiflow.models.base import FlowModel
-from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.prompts import Conditioning
 from rectiflow.straighten.coupling import Piece
 
@@ -67,7 +66,7 @@ def measure(model: FlowModel, probe: Probe) -> dict[str, float]:
         x_0 = probe.piece.x_0[chunk].to(model.device)
         x_1 = probe.piece.x_1[chunk].to(model.device)
         cond = on_device(probe.cond[chunk], model.device)
-        field = GuidedVelocity(model, cond)
+        field = conditional(model, cond)
         grid = accurate_grid(model, probe.num_inference_steps)
         solved = integrate(field, model.initial_state(x_0), grid, "midpoint", keep_trajectory=True)
         assert solved.trajectory is not None
@@ -97,7 +96,12 @@ def few_steps(
 ) -> Tensor:
     """Where k Euler steps on the student's own grid lead: [B, C, h, w], in float32."""
     grid = model.student_grid(num_inference_steps)
-    return integrate(GuidedVelocity(model, cond), model.initial_state(x_0), grid).x
+    return integrate(conditional(model, cond), model.initial_state(x_0), grid).x
+
+
+def conditional(model: FlowModel, cond: Conditioning) -> Velocity:
+    """The student's own field: without guidance, but told the scale that `cond` may have."""
+    return lambda x, t, step: model.velocity(x, t, cond)
 
 
 def accurate_grid(model: FlowModel, num_inference_steps: int) -> Tensor:
@@ -164,7 +168,7 @@ def draw_sheet(model: FlowModel, probe: Probe, path: Path, most: int = 8) -> Non
     latents: list[tuple[str, Tensor]] = [
         (f"{k} step{'s' * (k > 1)}", few_steps(model, cond, x_0, k)) for k in probe.student_steps
     ]
-    field = GuidedVelocity(model, cond)
+    field = conditional(model, cond)
     solved = integrate(field, model.initial_state(x_0), grid, "midpoint").x
     latents.append((f"{len(grid) - 1} × midpoint", solved))
     if probe.paired:

@@ -6,10 +6,9 @@ student sees and what is asked of it there; the loop is the one of all training 
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from rectiflow.straighten.losses import PERCEPTUAL, Perceptual, picture_distance
 from rectiflow.straighten.objective import EndObjective, Objective, VelocityObjective, pack
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import merged, rebuilt
+from rectiflow.straighten.text_cache import TextCache
 
 CACHE_BYTES = 256 * 2**20
 """Of embedded prompts."""
@@ -49,7 +49,7 @@ class StraightenTask:
     ) -> None:
         self.config, self.student, self.coupling = config, student, coupling
         self.record = record or {}
-        self.embedded = PromptCache(student)
+        self._texts, self._lock = TextCache(student, CACHE_BYTES), Lock()
         self.grids = {k: student.student_grid(k) for k in sorted(set(config.student_steps))}
         self.network: Objective = self._objective()
         self.probe = None if held_out is None else self._probe(held_out)
@@ -63,6 +63,11 @@ class StraightenTask:
         cond = monitor.told(self.student, self.embedded(piece.prompts), piece.guidance)
         rows = self._end(piece, indices) if self._distils else self._velocity(piece, indices)
         return rows | pack(cond)
+
+    def embedded(self, prompts: Sequence[str]) -> Conditioning:
+        """The prompts as the network sees them; embedded once, and from any thread."""
+        with self._lock:
+            return self._texts.encode_prompt(prompts)
 
     def measure(self) -> dict[str, float]:
         """Straightness, transport cost and the errors of few steps, on what is held out."""
@@ -160,38 +165,3 @@ class StraightenTask:
 
     def _evaluating(self) -> Any:
         return monitor.evaluating(self.student.network)
-
-
-class PromptCache:
-    """Embedded prompts, each once, as many as fit; from any thread.
-
-    Args:
-        model: Whose text encoders.
-        most_bytes: The oldest are forgotten beyond this.
-    """
-
-    def __init__(self, model: FlowModel, most_bytes: int = CACHE_BYTES) -> None:
-        self.model = model
-        self.most_bytes = most_bytes
-        self._rows: OrderedDict[str, Conditioning] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __call__(self, prompts: Sequence[str]) -> Conditioning:
-        """The rows of these prompts, on the CPU."""
-        with self._lock:
-            missing = [text for text in dict.fromkeys(prompts) if text not in self._rows]
-            if missing:
-                found = monitor.on_device(self.model.encode_prompt(missing), torch.device("cpu"))
-                self._rows |= {text: found[[i]] for i, text in enumerate(missing)}
-            for text in prompts:
-                self._rows.move_to_end(text)
-            rows = [self._rows[text] for text in prompts]
-            room = max(1, self.most_bytes // max(1, pack_bytes(rows[0])))
-            while len(self._rows) > room:
-                self._rows.popitem(last=False)
-        return Conditioning.cat(rows)
-
-
-def pack_bytes(cond: Conditioning) -> int:
-    """Bytes of an embedded prompt."""
-    return sum(part.numel() * part.element_size() for part in pack(cond).values())

@@ -74,6 +74,8 @@ def begin(
     Raises:
         InputError: The network cannot begin in this way.
     """
+    if lora is not None and importlib.util.find_spec("peft") is None:
+        raise InputError("a LoRA student needs peft: pip install 'rectiflow[lora]'")
     network = copy.deepcopy(model.network).float()
     network.requires_grad_(False)
     if guidance_embedded and not model.guidance_embeds:
@@ -134,8 +136,6 @@ def has_lora(network: nn.Module) -> bool:
 
 
 def _add_lora(network: Any, plan: LoraPlan, seed: int) -> None:
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("a LoRA student needs peft: pip install 'rectiflow[lora]'")
     from peft import LoraConfig
 
     targets = list(plan.targets)
@@ -163,7 +163,11 @@ def _with_guidance(network: Any, name: str) -> Any:
 
 
 def _rectified_scheduler(model: FlowModel) -> Any:
-    raise NotImplementedError
+    """The scheduler under which a U-Net is said to predict noise - data."""
+    from rectiflow.models.schedulers import rectified_scheduler
+
+    config = model.pipeline.scheduler.config
+    return rectified_scheduler(num_train_timesteps=int(config.num_train_timesteps))
 
 
 def _stacked(model: FlowModel, how: Literal["shared", "separate"]) -> FlowModel:
