@@ -39,8 +39,13 @@ def generate(
     height: Annotated[int | None, typer.Option(help="In pixels.", show_default=False)] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", show_default=False)] = None,
     solver: Annotated[
-        str, typer.Option(help="euler, midpoint, heun, rk4, ab2 or dopri5.")
-    ] = "euler",
+        str | None,
+        typer.Option(
+            help="euler, midpoint, heun, rk4, ab2 or dopri5; of Stable Diffusion 1, 2 and XL also "
+            "dpmpp, unipc or ddim.  [default: the model's]",
+            show_default=False,
+        ),
+    ] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many, from seed, seed + 1, ...")
     ] = 1,
@@ -73,7 +78,7 @@ def generate(
     with session(as_json) as terminal:
         options.check_finite("--guidance", guidance)
         if consistent:
-            fixed = {"--negative": negative, "--count": count > 1, "--solver": solver != "euler"}
+            fixed = {"--negative": negative, "--count": count > 1, "--solver": solver is not None}
             given = [name for name, value in fixed.items() if value]
             if given:
                 raise InputError(f"--consistent does not take {', '.join(given)}: leave it out")
@@ -98,6 +103,9 @@ def generate(
             guidance = loaded.default_guidance_scale
         if negative and guidance == 1:
             terminal.warn("the negative prompt has no effect at guidance 1")
+        from rectiflow.models.schedulers import SCHEDULERS
+
+        solver = loaded.default_solver if solver is None else solver
         about = (
             record.of_model(loaded)
             | options.parts_of(model, base, lora)
@@ -109,7 +117,8 @@ def generate(
                 if steps is None
                 else steps,
                 "guidance_scale": guidance,
-                "grid": "shifted",
+                # Solvers of diffusers stand on their own.
+                "grid": None if solver in SCHEDULERS else loaded.default_grid,
                 "method": solver,
                 "height": loaded.default_size if height is None else height,
                 "width": loaded.default_size if width is None else width,

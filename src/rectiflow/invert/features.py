@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.flow.solver import Velocity
-from rectiflow.invert.preset import Preset
+from rectiflow.invert.preset import METHOD_FIELDS, Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.taps import Feature as PointFeature
@@ -46,6 +47,38 @@ def attention_points(model: FlowModel, preset: Preset) -> list[Point]:
         (feature, stream) for feature in preset.features for stream in streams
     ]
     return every_point(model, kinds, preset.first_site)
+
+
+def check_controls(model: FlowModel, preset: Preset, windows: bool = False) -> None:
+    """Refuse an editing that acts on joint attentions where the network has none, as U-Nets do.
+
+    Args:
+        model: whose network.
+        preset: the editing.
+        windows: whether words have windows of their own.
+
+    Raises:
+        InputError: the preset acts on some; the line says what to do without.
+    """
+    if "adaln_ratio" not in METHOD_FIELDS[preset.method] or model.attention_sites():
+        return
+    steps = active_steps(preset.strength, preset.num_inference_steps)
+    asked = [
+        name
+        for name, wanted in (
+            ("adaln_ratio", active_steps(preset.adaln_ratio, steps)),
+            ("attention_ratio", active_steps(preset.attention_ratio, steps)),
+            ("mask_from attention", bool(preset.mask_threshold) and preset.mask_from != "velocity"),
+            ("windows", windows),
+        )
+        if wanted
+    ]
+    if asked:
+        raise InputError(
+            f"{model.name} has no joint attention of text and image, as {', '.join(asked)} would "
+            "need: use the preset flowedit, sdedit or euler, or set adaln_ratio=0 and "
+            "attention_ratio=0"
+        )
 
 
 def wanted_features(model: FlowModel, preset: Preset, steps: int) -> dict[Point, int]:

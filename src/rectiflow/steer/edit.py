@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.invert.features import check_controls
 from rectiflow.invert.preset import METHOD_FIELDS
 from rectiflow.invert.presets import Preset, get_preset, method_name
 from rectiflow.invert.trajectory import Inversion, Reconstruction
@@ -211,6 +212,7 @@ def edit(
         chosen = chosen.inverted_as(image.preset)
     targets = as_prompts(prompts)
     # Whatever is wrong is found before the work.
+    check_controls(model, chosen, windows=bool(windows))
     if isinstance(image, str | Path | Image.Image):
         image = load_image(image)
     drawn = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from rectiflow.invert.features import check_controls
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.steer.dna_edit import dna_edit
@@ -31,5 +32,10 @@ def edit_latents(
     preset: Preset,
     callback_on_step_end: StepCallback | None = None,
 ) -> Edited:
-    """Edit a task by the method that a preset names."""
+    """Edit a task by the method that a preset names.
+
+    Raises:
+        InputError: the preset acts on joint attentions, and the network has none.
+    """
+    check_controls(model, preset, windows=task.token_steps is not None)
     return METHODS[preset.method](model, task, preset, callback_on_step_end)

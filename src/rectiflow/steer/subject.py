@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from rectiflow.errors import InputError
+from rectiflow.invert.features import check_controls
 from rectiflow.invert.inverting import from_seed
 from rectiflow.invert.presets import Preset, get_preset
 from rectiflow.models.base import FlowModel
@@ -94,6 +95,7 @@ def consistent(
         num_inference_steps=model.default_num_inference_steps if steps is None else steps,
         **settings,
     )
+    check_controls(model, chosen)
     lead = from_seed(
         model,
         given[0],
