@@ -141,14 +141,15 @@ def check_noise(folder: Folder, manifest: Manifest, number: int, opened: OpenSha
         digest.update(rows.float().numpy().astype("<f4", copy=False).data)
     if digest.hexdigest() == opened.x_0_sha256:
         return
-    fault, remedy = "has another checksum of x_0 than the shard's", AGAIN
+    sidecar = sidecar_name(number)
+    fault, remedy = "has a checksum of x_0 that is not the shard's", f"remove it, and {AGAIN}"
     if x_0 is None:
         fault = (
             f"belongs to other noise than torch {torch.__version__} draws from its seeds; it was "
             f"made with torch {manifest.torch}"
         )
-        remedy = f"install that version, or, if only this shard is concerned, {AGAIN}"
-    raise CorruptShard.of(folder.uri, number, sidecar_name(number), fault, remedy)
+        remedy = f"install that version, or, if this shard alone is concerned, {remedy}"
+    raise CorruptShard.of(folder.uri, number, sidecar, fault, remedy)
 
 
 def noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -9,9 +9,7 @@ group lasts, no shard outside of it is touched.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +21,7 @@ from rectiflow.errors import InputError
 BUFFER_SHARDS = 16
 """Shards whose pairs are shuffled together, unless told otherwise."""
 _REMEMBERED = 4
-"""Groups whose shuffles are kept; they can always be made again."""
+"""Groups, and epochs, whose shuffles are kept; they can always be made again."""
 
 # What a stream of random numbers is for. Times and noise of training have streams of their own, on
 # other counters.
@@ -77,9 +75,8 @@ class PairOrder:
         """Pairs of an epoch."""
         if not self.kept:
             raise InputError("no pair is left to train on: drop fewer, or use another store")
-        self._epochs: OrderedDict[int, tuple[list[NDArray[np.int64]], NDArray[np.int64]]]
-        self._groups: OrderedDict[tuple[int, int], NDArray[np.int64]]
-        self._forget()
+        self._epochs: dict[int, tuple[list[NDArray[np.int64]], NDArray[np.int64]]] = {}
+        self._groups: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def index(self, number: int) -> int:
         """The pair of sample `number`, from 0."""
@@ -88,53 +85,47 @@ class PairOrder:
     def indices(self, numbers: Sequence[int]) -> NDArray[np.int64]:
         """The pairs of samples, int64 [B]."""
         found = np.empty(len(numbers), np.int64)
-        with self._lock:
-            for row, number in enumerate(numbers):
-                epoch, place = divmod(int(number), self.kept)
-                if epoch < 0:
-                    raise InputError(f"there is no sample {number}: they are numbered from 0")
-                groups, ends = self._epoch(epoch)
-                group = int(np.searchsorted(ends, place, side="right"))
-                first = int(ends[group - 1]) if group else 0
-                found[row] = self._group(epoch, group, groups[group])[place - first]
+        for row, number in enumerate(numbers):
+            epoch, place = divmod(int(number), self.kept)
+            if epoch < 0:
+                raise InputError(f"there is no sample {number}: they are numbered from 0")
+            groups, ends = self._epoch(epoch)
+            group = int(np.searchsorted(ends, place, side="right"))
+            first = int(ends[group - 1]) if group else 0
+            found[row] = self._group(epoch, group, groups[group])[place - first]
         return found
 
     def shards_of(self, epoch: int) -> list[list[int]]:
         """The first kept index of every shard, group after group, as an epoch reads them."""
-        with self._lock:
-            return [[int(self._shards[s][0]) for s in group] for group in self._epoch(epoch)[0]]
+        return [[int(self._shards[s][0]) for s in group] for group in self._epoch(epoch)[0]]
+
+    # Threads may make the same thing twice and find the same; so there is no lock, which a forked
+    # worker could wait for for ever.
 
     def _epoch(self, epoch: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
         """Which shards each group of an epoch has, and where it ends in the epoch."""
-        if epoch not in self._epochs:
+        known = self._epochs.get(epoch)
+        if known is None:
             order = shuffled(len(self._shards), self.seed, _SHARDS, epoch)
             cuts = range(0, len(order), self.buffer_shards)
             groups = [order[cut : cut + self.buffer_shards] for cut in cuts]
             sizes = [sum(len(self._shards[s]) for s in group) for group in groups]
-            self._epochs[epoch] = groups, np.cumsum(sizes)
-            _limit(self._epochs, 2)
-        return self._epochs[epoch]
+            known = groups, np.cumsum(sizes)
+            _remember(self._epochs, epoch, known)
+        return known
 
     def _group(self, epoch: int, group: int, shards: NDArray[np.int64]) -> NDArray[np.int64]:
         """The pairs of a group in their order."""
-        if (epoch, group) not in self._groups:
+        known = self._groups.get((epoch, group))
+        if known is None:
             pairs = np.concatenate([self._shards[s] for s in shards])
-            order = shuffled(len(pairs), self.seed, _PAIRS, epoch, group)
-            self._groups[epoch, group] = pairs[order]
-            _limit(self._groups, _REMEMBERED)
-        return self._groups[epoch, group]
-
-    def _forget(self) -> None:
-        self._epochs, self._groups, self._lock = OrderedDict(), OrderedDict(), Lock()
+            known = pairs[shuffled(len(pairs), self.seed, _PAIRS, epoch, group)]
+            _remember(self._groups, (epoch, group), known)
+        return known
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a loader's worker needs; a lock cannot travel, and what is remembered need not."""
-        mine = ("_epochs", "_groups", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in mine}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+        """What a loader's worker needs, without what it can make again."""
+        return self.__dict__ | {"_epochs": {}, "_groups": {}}
 
 
 def shuffled(count: int, seed: int, *stream: int) -> NDArray[np.int64]:
@@ -169,6 +160,7 @@ def _kept(indices: range, keep: NDArray[np.bool_] | None) -> NDArray[np.int64]:
     return pairs[keep[pairs]]
 
 
-def _limit(remembered: OrderedDict[Any, Any], most: int) -> None:
-    while len(remembered) > most:
-        remembered.popitem(last=False)
+def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
