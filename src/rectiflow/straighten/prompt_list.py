@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -92,7 +93,7 @@ def _lines(path: Path, text: str) -> list[tuple[int, str]]:
 
 
 def _from_csv(path: Path, text: str, column: str | None) -> list[str]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         rows = [(reader.line_num, cells) for cells in reader]
