@@ -139,7 +139,7 @@ def test_damage_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
         file.write_bytes(content[: len(content) // 2])
     if damage.startswith("no checksums"):
         (file.parent / "checksums.json").unlink()
-    with pytest.raises(InputError, match="checkpoint-2 is damaged .* remove its folder") as caught:
+    with pytest.raises(InputError, match=r"checkpoint-2 is damaged .* remove its folder") as caught:
         Trainer(ToyTask(), config(steps=4), tmp_path).resume()
     assert len(str(caught.value).splitlines()) == 1
     for file in (tmp_path / "checkpoint-2").iterdir():

@@ -129,6 +129,7 @@ def kill_after(child: int, seconds: float) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer = Trainer(ToyTask(), config(**json.loads((sys.argv + ["{}"])[2])), Path(sys.argv[1]))
+    settings = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    trainer = Trainer(ToyTask(), config(**settings), Path(sys.argv[1]))
     trainer.resume()
     trainer.train()
