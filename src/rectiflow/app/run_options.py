@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +14,7 @@ from rectiflow.app import options
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from rectiflow.straighten.config import TrainConfig
     from rectiflow.straighten.trainer import Trainer
-
-Config = TypeVar("Config", bound="TrainConfig")
 
 Assignments = Annotated[
     list[str] | None,
@@ -54,57 +50,6 @@ def assigned(given: dict[str, Any], assignments: list[str] | None) -> dict[str, 
         return override(given, assignments or [])
     except yaml.YAMLError:
         raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A file of settings.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no settings: write one `key: value` per line")
-    return content
-
-
-def continued(kind: type[Config], given: Mapping[str, Any], run: Path) -> Config:
-    """The validated configuration; of a run that exists already its own, lengthened at most.
-
-    Args:
-        kind: Of configuration.
-        given: What file and options say.
-        run: The run's folder.
-
-    Raises:
-        InputError: a setting is wrong, or the run was begun with another one.
-    """
-    from rectiflow.straighten.config import validate
-
-    asked = validate(kind, dict(given))
-    saved = run / "config.yaml"
-    if not saved.is_file():
-        return asked
-    before = read_yaml(saved)
-    if before.get("recipe") != asked.recipe:
-        raise InputError(f"{run} is a run of {before.get('recipe')}: choose another folder with -o")
-    kept = validate(kind, before)
-    wanted, had = asked.model_dump(mode="json"), kept.model_dump(mode="json")
-    for key in given:
-        if key not in kind.CHANGEABLE and wanted[key] != had[key]:
-            raise InputError(
-                f"{run} was begun with {key} {had[key]} and not {wanted[key]}: leave the setting "
-                "out to go on with it, or choose another folder with -o"
-            )
-    changed = {key: given[key] for key in given if key in kind.CHANGEABLE}
-    return validate(kind, before | changed)
 
 
 def resume(trainer: Trainer, wanted: str) -> bool:

@@ -83,8 +83,9 @@ def _given(
 ) -> dict[str, Any]:
     """What file and options say, the latter winning; always with a known recipe."""
     from rectiflow.emoji.recipes import RECIPES
+    from rectiflow.straighten.continuing import read_yaml
 
-    given = {} if config is None else run_options.read_yaml(config)
+    given = {} if config is None else read_yaml(config)
     recipe = recipe or given.get("recipe")
     if recipe is None:
         raise InputError(f"name a recipe, one of {', '.join(RECIPES)}, or a --config that does")
@@ -103,8 +104,9 @@ def _given(
 def _configuration(given: dict[str, Any], run: Path) -> TrainConfig:
     """The validated configuration; of a run that exists already its own, lengthened at most."""
     from rectiflow.emoji.recipes import RECIPES
+    from rectiflow.straighten.continuing import continued
 
-    return run_options.continued(RECIPES[given["recipe"]][0], given, run)
+    return continued(RECIPES[given["recipe"]][0], given, run)
 
 
 def _trainer(config: TrainConfig, run: Path) -> Trainer:

@@ -1,4 +1,4 @@
-"""From settings to a task: the model, its pairs or its teacher, and whether they belong together."""
+"""From settings to a task: the model, its pairs or teacher, and whether they belong together."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from rectiflow.straighten.reading import PairStore
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.student import begin
+from rectiflow.straighten.training_record import read_record
 
 HELD_OUT = 2**31
 """Number of the first sample that is only looked at, where samples never end."""
@@ -112,8 +113,6 @@ def check_store(manifest: Manifest, uri: str, model: FlowModel, any_teacher: boo
 
 def ancestors(model: FlowModel) -> list[str]:
     """The weight hashes of the models that a student descends from, as its folder records them."""
-    from rectiflow.straighten.export import read_record
-
     folder = Path(model.name).expanduser()
     record = read_record(folder) if folder.is_dir() else None
     return list((record or {}).get("ancestors", []))

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
@@ -23,6 +23,7 @@ from rectiflow.straighten.objective import EndObjective, Objective, VelocityObje
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import merged, rebuilt
 from rectiflow.straighten.text_cache import TextCache
+from rectiflow.straighten.training_record import write_record
 
 CACHE_BYTES = 256 * 2**20
 """Of embedded prompts."""
@@ -51,7 +52,7 @@ class StraightenTask:
         self.record = record or {}
         self._texts, self._lock = TextCache(student, CACHE_BYTES), Lock()
         self.grids = {k: student.student_grid(k) for k in sorted(set(config.student_steps))}
-        self.network: Objective = self._objective()
+        self.network: nn.Module = self._objective()
         self.probe = None if held_out is None else self._probe(held_out)
         self.latest: dict[str, float] = {}
         # A teacher shares the device with the student, and gains nothing by a thread of its own.
@@ -99,6 +100,7 @@ class StraightenTask:
             record=record,
             student_steps=(steps,) if isinstance(steps, int) else steps,
         )
+        write_record(record, folder)
 
     def enable_gradient_checkpointing(self) -> None:
         """Let the network compute its activations twice rather than keep them."""

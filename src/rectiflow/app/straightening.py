@@ -1,0 +1,212 @@
+"""``rectiflow reflow`` and ``rectiflow distill``: from a store of pairs to a straighter flow."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rectiflow.app import options, run_options
+from rectiflow.app.console import Session, session
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from rectiflow.straighten.phases import Outcome, Plan
+
+Kind = Literal["reflow", "distill"]
+Settings = dict[str, Any]
+
+Pairs = Annotated[
+    str | None,
+    typer.Option(metavar="URI", help="The store of pairs to train on.", show_default=False),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="What to begin as: the teacher that made the pairs, or a student of it.  [default: "
+        "the teacher]",
+        show_default=False,
+    ),
+]
+Configuration = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="NAME|FILE",
+        help="A named configuration (instaflow-preliminary, instaflow-0.9b, instaflow-1.7b, toy) "
+        "or a YAML file of settings.",
+        show_default=False,
+    ),
+]
+OnlyPhase = Annotated[
+    str | None,
+    typer.Option("--phase", help="Run one phase of the configuration only.", show_default=False),
+]
+AnyTeacher = Annotated[
+    bool, typer.Option("--any-teacher", help="Accept pairs that another teacher made.")
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of the run.  [default: runs/COMMAND]", show_default=False
+    ),
+]
+
+
+def reflow(
+    pairs: Pairs = None,
+    model: Model = None,
+    config: Configuration = None,
+    settings: run_options.Assignments = None,
+    phase: OnlyPhase = None,
+    any_teacher: AnyTeacher = False,
+    resume: run_options.Resume = "latest",
+    max_minutes: run_options.MaxMinutes = None,
+    output: RunFolder = None,
+    export: run_options.Export = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Straighten a flow on pairs of its noise and what it made of it.
+
+    The same command again goes on where it stopped. The run's folder gets its configuration, a
+    log, sheets of samples and checkpoints, and in the end the model.
+    """
+    given = _given(config, settings, pairs, model, any_teacher)
+    _straighten("reflow", given, config, phase, resume, max_minutes, output, export, as_json)
+
+
+def distill(
+    pairs: Pairs = None,
+    model: Model = None,
+    config: Configuration = None,
+    settings: run_options.Assignments = None,
+    phase: OnlyPhase = None,
+    any_teacher: AnyTeacher = False,
+    resume: run_options.Resume = "latest",
+    max_minutes: run_options.MaxMinutes = None,
+    output: RunFolder = None,
+    export: run_options.Export = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Teach a flow to go from noise to its pair's image in one step, or a few.
+
+    The same command again goes on where it stopped. The run's folder gets its configuration, a
+    log, sheets of samples and checkpoints, and in the end the model.
+    """
+    given = _given(config, settings, pairs, model, any_teacher)
+    _straighten("distill", given, config, phase, resume, max_minutes, output, export, as_json)
+
+
+def _straighten(
+    kind: Kind,
+    given: Settings,
+    config: str | None,
+    phase: str | None,
+    resume: str,
+    max_minutes: float | None,
+    output: Path | None,
+    export: Path | None,
+    as_json: bool,
+) -> None:
+    with session(as_json) as terminal:
+        from rectiflow.straighten.phases import plan_phases, run_phases
+
+        started = time.perf_counter()
+        run = output or Path("runs") / kind
+        recipe = None if config is None or _is_file(config) else config
+        if phase is not None and recipe is None:
+            raise InputError("--phase is for named configurations: name one with --config")
+        plans = plan_phases(kind, given, run, recipe, phase)
+        plans[0].configure(None)  # before anything is written
+        if export is not None:
+            run_options.check_export(export)
+
+        options.output_folder(run)
+        outcomes = run_phases(
+            plans,
+            resume=partial(run_options.resume, wanted=resume),
+            max_minutes=max_minutes,
+        )
+        finished = len(outcomes) == len(plans) and outcomes[-1].finished
+        exported = None
+        if export is not None and finished:
+            exported = _export(plans[-1], export)
+        data = {
+            "kind": kind,
+            "run": str(run),
+            "phases": [_told(outcome) for outcome in outcomes],
+            "finished": finished,
+            "model": str(plans[-1].model) if finished else None,
+            "export": exported,
+            "seconds": time.perf_counter() - started,
+            "warnings": terminal.warnings,
+        }
+        _report(terminal, data)
+
+
+def _given(
+    config: str | None,
+    assignments: list[str] | None,
+    pairs: str | None,
+    model: str | None,
+    any_teacher: bool,
+) -> Settings:
+    """What options and a file of settings say; a named configuration comes in by phases."""
+    given: Settings = {}
+    if config is not None and _is_file(config):
+        from rectiflow.straighten.continuing import read_yaml
+
+        given = read_yaml(Path(config))
+    given = run_options.assigned(given, assignments)
+    for key, value in (("pairs", pairs), ("model", model)):
+        if value is not None:
+            given[key] = value
+    if any_teacher:
+        given["any_teacher"] = True
+    return given
+
+
+def _is_file(config: str) -> bool:
+    return config.endswith((".yaml", ".yml")) or Path(config).is_file()
+
+
+def _export(plan: Plan, folder: Path) -> str:
+    """Write the model under another name first; what else is in the folder stays."""
+    from rectiflow.straighten.phases import export_model
+
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    export_model(plan, unfinished)
+    run_options.move_into(unfinished, folder)
+    return str(folder)
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.name,
+        "run": str(outcome.run),
+        "step": outcome.step,
+        "steps": outcome.config.steps,
+        "finished": outcome.finished,
+        "resumed_from": outcome.resumed_from,
+        "loss": run_options.last_of(outcome.run, "loss"),
+        "measures": outcome.measures,
+        "seconds": outcome.seconds,
+    }
+
+
+def _report(terminal: Session, data: dict[str, Any]) -> None:
+    lines = [
+        f"{phase['run']}: step {phase['step']} of {phase['steps']}" for phase in data["phases"]
+    ]
+    if not data["finished"]:
+        lines[-1] += "; the same command goes on from here"
+    else:
+        lines.append(f"model: {data['export'] or data['model']}")
+    terminal.result(data, "\n".join(lines))

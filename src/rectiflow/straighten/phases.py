@@ -1,0 +1,218 @@
+"""Phases of training, one after the other: each begins as what the one before has become.
+
+A phase is a run of its own in a folder of its own, with its configuration, log and checkpoints; it
+is over when its model lies in the folder `model`, which is written whole or not at all. Run again,
+phases that are over are passed by and the one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rectiflow.errors import InputError
+from rectiflow.models.base import FlowModel
+from rectiflow.models.folder import INDEX
+from rectiflow.straighten.assembly import assemble, loaded
+from rectiflow.straighten.continuing import continued
+from rectiflow.straighten.reading import PairStore
+from rectiflow.straighten.recipes import get_recipe
+from rectiflow.straighten.settings import StraightenConfig
+from rectiflow.straighten.straightening import StraightenTask
+from rectiflow.straighten.trainer import Trainer
+from rectiflow.straighten.training_record import read_record, write_record
+
+MODEL = "model"
+"""What the folder of a phase's model is called."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One phase to be run.
+
+    Args:
+        name: Of the phase.
+        run: Its folder.
+        configure: The validated configuration, given the folder of the model it begins as (None:
+            its own setting decides). Called when the phase's turn comes.
+    """
+
+    name: str
+    run: Path
+    configure: Callable[[Path | None], StraightenConfig]
+
+    @property
+    def model(self) -> Path:
+        """Where its model will be."""
+        return self.run / MODEL
+
+    @property
+    def over(self) -> bool:
+        """Whether it is there."""
+        return (self.model / INDEX).is_file()
+
+
+def plan_phases(
+    kind: str, given: dict[str, Any], run: Path, recipe: str | None = None, only: str | None = None
+) -> list[Plan]:
+    """The phases of a job.
+
+    Args:
+        kind: `reflow` or `distill`.
+        given: Settings of `StraightenConfig`, for every phase; they go before a recipe's.
+        run: The folder of the run; of several phases each has a folder in it.
+        recipe: A named configuration; None for one phase of the settings alone.
+        only: The one phase of it to run.
+
+    Raises:
+        InputError: There is no such recipe or phase, or the settings are for something else.
+    """
+    if given.get("kind", kind) not in (kind, "flow_matching"):
+        raise InputError(f"kind {given['kind']} is for `rectiflow {given['kind']}`")
+    if recipe is None:
+        settings = {"recipe": kind, "kind": kind} | given
+        return [Plan(kind, run, partial(_configure, settings, run))]
+    plans = []
+    for part in get_recipe(recipe).of_kind(kind, only):
+        settings = {"recipe": f"{recipe}/{part.name}"} | part.settings | given
+        folder = run / part.name
+        plans.append(Plan(part.name, folder, partial(_configure, settings, folder)))
+    return plans
+
+
+@dataclass
+class Outcome:
+    """How far a phase has come."""
+
+    name: str
+    run: Path
+    config: StraightenConfig
+    step: int
+    resumed_from: int | None = None
+    seconds: float = 0.0
+    measures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it took all its steps."""
+        return self.step >= self.config.steps
+
+
+def run_phases(
+    plans: Sequence[Plan],
+    *,
+    model: FlowModel | None = None,
+    resume: Callable[[Trainer], bool] = lambda trainer: trainer.resume(),
+    max_minutes: float | None = None,
+) -> list[Outcome]:
+    """Run phases to their end, or for as long as there is time.
+
+    Args:
+        plans: In order.
+        model: What the first begins as, if it is loaded already.
+        resume: Goes on from a checkpoint, if there is one.
+        max_minutes: For all of them together.
+
+    Returns:
+        One for each phase that has been begun, the last of them perhaps not finished.
+
+    Raises:
+        InputError: A phase is not possible, or its checkpoint is of another run.
+        WorkError: A phase failed.
+    """
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    outcomes: list[Outcome] = []
+    before: Path | None = None
+    for plan in plans:
+        config = plan.configure(before)
+        if plan.over:
+            outcomes.append(Outcome(plan.name, plan.run, config, config.steps))
+            before = plan.model
+            continue
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
+        if outcomes and left == 0:
+            break
+        outcomes.append(_run(plan, config, model if before is None else None, resume, left))
+        if not outcomes[-1].finished:
+            break
+        before = plan.model
+    return outcomes
+
+
+def export_model(plan: Plan, folder: Path) -> None:
+    """Write the model of a phase that is over, in half precision, with its record and card.
+
+    Args:
+        plan: The phase.
+        folder: A new one.
+    """
+    from rectiflow.straighten.export import save_pipeline
+
+    record = read_record(plan.model) or {}
+    model = loaded(str(plan.model))
+    steps = tuple(model.metadata.student_steps or (1,))
+    save_pipeline(model, folder, dtype=torch.float16, record=record, student_steps=steps)
+    write_record(record, folder)
+
+
+def _configure(settings: dict[str, Any], run: Path, before: Path | None) -> StraightenConfig:
+    """The configuration of a phase that begins as the model in `before`, if there is one."""
+    if before is not None:
+        settings = settings | {"model": str(before)}
+    elif "model" not in settings:
+        settings = settings | {"model": _teacher_of(settings)}
+    return continued(StraightenConfig, settings, run)
+
+
+def _teacher_of(settings: dict[str, Any]) -> str:
+    """The model that made the pairs."""
+    pairs = settings.get("pairs")
+    if pairs is None:
+        raise InputError(
+            "no pairs: name a store with --pairs, or with --model a teacher and with --set "
+            "prompts=FILE the prompts of pairs that it makes on the fly"
+        )
+    return PairStore.open(pairs).manifest.model
+
+
+def _run(
+    plan: Plan,
+    config: StraightenConfig,
+    model: FlowModel | None,
+    resume: Callable[[Trainer], bool],
+    max_minutes: float | None,
+) -> Outcome:
+    started = time.perf_counter()
+    task, identity = assemble(config, model)
+    plan.run.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(task, config, plan.run, identity)
+    resumed_from = trainer.step if resume(trainer) else None
+    trainer.train(max_minutes)
+    outcome = Outcome(plan.name, plan.run, config, trainer.step, resumed_from)
+    if outcome.finished:
+        _keep(plan, trainer, task)
+    outcome.seconds = time.perf_counter() - started
+    outcome.measures = dict(task.latest)
+    return outcome
+
+
+def _keep(plan: Plan, trainer: Trainer, task: StraightenTask) -> None:
+    """Write the averaged weights in full precision: the next phase loses nothing."""
+    unfinished = plan.run / f".{MODEL}.tmp"
+    if trainer.main:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with trainer.learner.averaged():
+            if task.config.measure_every:
+                task.measure()
+            task.export(unfinished, torch.float32)
+        shutil.rmtree(plan.model, ignore_errors=True)
+        os.replace(unfinished, plan.model)
+    trainer.accelerator.wait_for_everyone()
