@@ -75,6 +75,7 @@ def test_a_limit_takes_pairs_from_all_over_the_store(store: Path) -> None:
         inspect(store, limit=0)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_pairs_that_are_not_finite(tmp_path: Path) -> None:
     broken = {2: latents(2) / 0, 9: latents(9).clone()}
     broken[9][1, 2, 3] = torch.nan

@@ -22,6 +22,7 @@ from rectiflow.straighten.tally import Channels, Tally
 
 LIMIT = 4096
 """Pairs of which statistics are taken, unless told otherwise."""
+_SHOWN = 8
 _GROUPS = 20
 """Groups of duplicates, and other lists of indices, are cut at this many."""
 
@@ -72,6 +73,9 @@ class Inspection:
     """Index and stored cost of the pairs with the smallest, ascending."""
     longest: list[tuple[int, float]] = field(default_factory=list)
     """Likewise of the largest, descending."""
+
+    sample: list[int] = field(default_factory=list)
+    """Eight sound pairs, at most, from all over the store: to be looked at."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
@@ -162,6 +166,9 @@ def inspect(
         repeated_prompts=repeats,
         shortest=by_cost[:shown],
         longest=by_cost[shown:],
+        sample=indices[np.unique(np.arange(_SHOWN) * len(indices) // _SHOWN)].tolist()
+        if len(indices)
+        else [],
     )
 
 
