@@ -76,6 +76,9 @@ class Folder:
         """
         import diffusers
 
+        # A part of ours, which diffusers takes only from a module that has been imported.
+        import rectiflow.models.stacked_unet  # noqa: F401
+
         return getattr(diffusers, self.class_name).from_pretrained(
             str(self.source),
             dtype={"default": dtype, "vae": torch.float32},

@@ -12,12 +12,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.flow.diffusion import StraightenedVelocity, VariancePreservingPath
-from rectiflow.flow.grid import shift_time
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel
 from rectiflow.models.metadata import Metadata
@@ -37,10 +37,6 @@ SMALLEST_ALPHA = 2.0**-24
 LARGEST_RATIO = 4
 """No U-Net has a table of positions to run out of. Far beyond what it was trained on there are no
 good pictures, only long waits: 4 times the side."""
-
-RESOLUTION = 1e-3
-"""Of timesteps: a float32 time is that of an integer timestep if it is this close above or below,
-and 16 times closer than this it can be."""
 
 
 class UNetModel(FlowModel):
@@ -196,6 +192,8 @@ class UNetModel(FlowModel):
 
     def initial_state(self, x_0: Tensor) -> Tensor:
         """`x_0 / (a + b)` at the last timestep, where diffusers takes the noise for `x_t`."""
+        if self.diffusion_path is None:
+            return x_0
         s = self.t_min
         return x_0 * (s**2 + (1 - s) ** 2) ** 0.5
 
@@ -212,12 +210,10 @@ class UNetModel(FlowModel):
         total, path = self.num_train_timesteps, self.diffusion_path
         if not 1 <= num_inference_steps <= total:
             raise InputError(f"num_inference_steps is {num_inference_steps}: give 1 to {total}")
-        done = torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
-        if path is not None:
-            return path.grid((total * (1 - done)).round() - 1).float()
-        t = shift_time((1 - 1 / total) * done, self.shift)
-        t[0] = 1e-6  # where σ would be 1, whose logarithm of the SNR is no number
-        return torch.cat([t, t.new_ones(1)]).float()
+        if path is None:
+            return _unipc_grid(num_inference_steps, self.shift, total)
+        left = 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
+        return path.grid((total * left).round() - 1).float()
 
     def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v(x, t | c)` from one call of the network, in float32, or in float64 if `x` is."""
@@ -227,10 +223,7 @@ class UNetModel(FlowModel):
         time = torch.as_tensor(t, device=x.device).to(exact)
         path, predict = self.diffusion_path, partial(self.predict, cond=cond)
         if path is None:
-            # The integer timesteps of diffusers, which rounds down.
-            last = self.num_train_timesteps - 1
-            timestep = ((last + 1) * (1 - time) + RESOLUTION).floor().clamp(0, last)
-            return -predict(x, timestep.to(x))
+            return -predict(x, _rounded_down(time, self.num_train_timesteps).to(x))
         return StraightenedVelocity(predict, path, self.prediction_type)(x, time)
 
     def predict(self, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
@@ -282,3 +275,24 @@ class UNetModel(FlowModel):
     def attention_sites(self) -> list[AttentionSite]:
         """None: a U-Net looks text up but has no stream of it, which controls would act on."""
         return []
+
+
+def _unipc_grid(steps: int, shift: float, total: int) -> Tensor:
+    """1 - σ of diffusers' `UniPCMultistepScheduler` with flow sigmas, and then 1.
+
+    Its timesteps are T σ rounded down, and so are those of our times; where rounding to float32
+    would cross an integer, the time is moved a few of its last bits to the right side.
+    """
+    sigmas = np.linspace(1, 1 / total, steps + 1)[:-1]
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    sigmas[0] -= 1e-6  # at 1 the logarithm of its signal-to-noise ratio would be no number
+    wanted = torch.from_numpy((sigmas * total).astype(np.int64))
+    t = torch.from_numpy(1 - sigmas).float()
+    while bool((off := _rounded_down(t.double(), total) - wanted).any()):
+        t = torch.where(off == 0, t, torch.nextafter(t, t + off.float()))
+    return torch.cat([t, t.new_ones(1)])
+
+
+def _rounded_down(t: Tensor, total: int) -> Tensor:
+    """The integer timesteps that a rectified network is told at times `t`, in float64."""
+    return (total * (1 - t)).floor().clamp(0, total - 1)
