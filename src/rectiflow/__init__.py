@@ -21,20 +21,27 @@ if TYPE_CHECKING:
     from rectiflow.models.load import load
     from rectiflow.report import report
     from rectiflow.steer import PRESETS, EditResult, consistent, edit, edit_chain
+    from rectiflow.straighten.api import distill, reflow
+    from rectiflow.straighten.pair_maker import make_pairs
+    from rectiflow.straighten.reading import PairStore
 
 __all__ = [
     "PRESETS",
     "EditResult",
     "InputError",
     "Inversion",
+    "PairStore",
     "WorkError",
     "__version__",
     "consistent",
+    "distill",
     "edit",
     "edit_chain",
     "generate",
     "invert",
     "load",
+    "make_pairs",
+    "reflow",
     "report",
 ]
 
@@ -49,6 +56,10 @@ _PUBLIC = {
     "edit_chain": "rectiflow.steer",
     "consistent": "rectiflow.steer",
     "PRESETS": "rectiflow.steer",
+    "make_pairs": "rectiflow.straighten.pair_maker",
+    "PairStore": "rectiflow.straighten.reading",
+    "reflow": "rectiflow.straighten.api",
+    "distill": "rectiflow.straighten.api",
     "report": "rectiflow.report",
     "InputError": "rectiflow.errors",
     "WorkError": "rectiflow.errors",

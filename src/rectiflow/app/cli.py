@@ -20,7 +20,9 @@ from rectiflow.app import (
     generating,
     inventory,
     inverting,
+    pairs_inspect,
     provenance,
+    straightening,
     training,
 )
 from rectiflow.app.console import fail, one_line
@@ -52,6 +54,14 @@ for command, example in (
         inverting.invert,
         'rectiflow invert photo.png --prompt "a red apple" -o apple.safetensors',
     ),
+    (
+        straightening.reflow,
+        "rectiflow reflow --pairs pairs --config toy -o runs/reflow --export 2rf",
+    ),
+    (
+        straightening.distill,
+        "rectiflow distill --model 2rf --pairs pairs-2 --config toy -o runs/distill",
+    ),
     (training.train, "rectiflow train emoji-vae --set batch_size=16 -o runs/vae --max-minutes 30"),
     (evaluating.evaluate, "rectiflow evaluate emoji-edits --limit 24 --json"),
     (inventory.models, "rectiflow models"),
@@ -62,6 +72,7 @@ for command, example in (
 ):
     # \b keeps the lines as they are.
     app.command(epilog=f"\b\nExample:\n  {example}")(command)
+app.add_typer(pairs_inspect.commands, name="pairs")  # with all its subcommands
 
 NO_MEMORY = "not enough memory: use a smaller image or model, or --dtype bfloat16"
 
