@@ -66,13 +66,21 @@ def test_statistics_are_those_of_the_pairs(store: Path) -> None:
 def test_a_limit_takes_pairs_from_all_over_the_store(store: Path) -> None:
     found = inspect(store, limit=6, extremes=50)
     assert found.examined == 6 and found.pairs == 30
-    x_0, x_1 = ends(range(0, 30, 5))
-    cost = ((x_1 - x_0) ** 2).mean()
-    assert found.transport_cost["l2_squared"].value == pytest.approx(cost, rel=1e-6)
+    x_0, x_1 = ends(range(30))
+    each = ((x_1 - x_0) ** 2).mean((1, 2, 3))
+    samples = found.transport_cost["l2_squared"].samples.numpy()
+    measured = [int(np.abs(each - sample).argmin()) for sample in samples]
+    np.testing.assert_allclose(each[measured], samples, rtol=1e-6)
+    assert [index // 5 for index in measured] == list(range(6))
     # Lengths are stored, and those of all pairs are compared.
     assert len(found.shortest) == len(found.longest) == 30
     with pytest.raises(InputError, match="limit is 0"):
         inspect(store, limit=0)
+
+
+def test_a_limit_does_not_keep_step_with_the_prompts(tmp_path: Path) -> None:
+    make_store(tmp_path, num=120, shard_size=60, latent_shape=(1, 2, 2), prompts=("a", "b", "c"))
+    assert len({index % 3 for index in inspect(tmp_path, limit=10).sample}) == 3
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")

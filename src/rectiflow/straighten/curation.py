@@ -17,7 +17,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.straighten.order import PairOrder, shuffled
@@ -114,12 +113,12 @@ class Curated:
         """The samples of these numbers."""
         found = self.store.pairs(self.order.indices(numbers).tolist())
         found = replace(found, numbers=torch.as_tensor(list(numbers), dtype=torch.int64))
-        return found.mirrored(self._flipped(numbers, found.prompts)) if self.flip else found
+        return found.mirror_(self._flipped(numbers, found.prompts)) if self.flip else found
 
-    def _flipped(self, numbers: Sequence[int], prompts: Sequence[str]) -> Tensor:
+    def _flipped(self, numbers: Sequence[int], prompts: Sequence[str]) -> list[bool]:
         coins = [_uniform(self.seed, number) < self.flip for number in numbers]
         sided = [_SIDED.search(prompt) is not None for prompt in prompts]
-        return torch.tensor([c and not s for c, s in zip(coins, sided, strict=True)])
+        return [coin and not side for coin, side in zip(coins, sided, strict=True)]
 
 
 @dataclass(frozen=True)

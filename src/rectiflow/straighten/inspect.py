@@ -121,7 +121,7 @@ def inspect(
     folder = Folder(uri)
     store = PairStore(folder, cache_bytes=0)
     manifest = store.manifest
-    tally = Tally(manifest, _spread(store, limit))
+    tally = Tally(manifest, _chosen(store, limit))
     faults: list[str] = []
     unfinished: list[str] = []
     for number in range(manifest.num_shards):
@@ -166,20 +166,28 @@ def inspect(
         repeated_prompts=repeats,
         shortest=by_cost[:shown],
         longest=by_cost[shown:],
-        sample=indices[np.unique(np.arange(_SHOWN) * len(indices) // _SHOWN)].tolist()
-        if len(indices)
-        else [],
+        sample=indices[_spread(len(indices), _SHOWN)].tolist(),
     )
 
 
-def _spread(store: PairStore, limit: int | None) -> NDArray[np.bool_]:
-    """Which pairs to take statistics of, evenly spread over those that are there: bool [num]."""
+def _chosen(store: PairStore, limit: int | None) -> NDArray[np.bool_]:
+    """Which pairs to take statistics of, of those that are there: bool [num]."""
     there = np.concatenate([np.arange(0), *(np.arange(r.start, r.stop) for r in store.ranges)])
-    if limit is not None and limit < len(there):
-        there = there[np.arange(limit) * len(there) // limit]
     chosen = np.zeros(store.manifest.num, dtype=bool)
-    chosen[there] = True
+    chosen[there if limit is None else there[_spread(len(there), limit)]] = True
     return chosen
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """`most` of `range(count)`, one at a random place in each of as many equal parts.
+
+    At even distances they would keep step with the prompts, which come round and round.
+    """
+    if most >= count:
+        return np.arange(count)
+    words = np.random.Philox(key=0).random_raw(most)
+    within = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return ((np.arange(most) + within) * count / most).astype(np.int64)
 
 
 def _duplicates(

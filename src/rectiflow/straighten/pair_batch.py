@@ -37,13 +37,13 @@ class PairBatch:
         chosen = self._with(lambda values: values[at])
         return replace(chosen, prompts=[self.prompts[int(place)] for place in at])
 
-    def mirrored(self, which: Tensor) -> PairBatch:
-        """Left and right exchanged in the rows that `which`, bool [B], names, noise and latents."""
-        if not which.any():
-            return self
-        x_0, x_1 = self.x_0.clone(), self.x_1.clone()
-        x_0[which], x_1[which] = x_0[which].flip(-1), x_1[which].flip(-1)
-        return replace(self, x_0=x_0, x_1=x_1)
+    def mirror_(self, which: Sequence[bool]) -> PairBatch:
+        """Exchange left and right, in place, of the rows `which` names, noise and latents alike."""
+        for x in (self.x_0, self.x_1):
+            for row, chosen in zip(x, which, strict=True):
+                if chosen:
+                    row.copy_(row.flip(-1))
+        return self
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same on a device."""
