@@ -60,7 +60,7 @@ class Learner:
 
         def make(indices: Sequence[int]) -> tuple[int, dict[str, Tensor]]:
             batch = self.task.batch(indices)
-            if self.device.type == "cuda":
+            if self.device.type != "cpu":  # so that the copy waits for nothing
                 batch = {name: value.pin_memory() for name, value in batch.items()}
             return len(indices), batch
 
@@ -154,8 +154,8 @@ class Learner:
         """Dropout's draws depend on the step alone, not on what was drawn before it."""
         seed = (self.config.seed * 1_000_003 + self.step) * 4099 + self.accelerator.process_index
         torch.default_generator.manual_seed(seed % 2**63)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed % 2**63)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed % 2**63)
 
     def _autocast(self) -> Any:
         dtype = DTYPES.get(self.config.mixed_precision)
