@@ -1,0 +1,36 @@
+#!/bin/sh
+# From a diffusion model to a one-step model: pairs, reflow, pairs of the result, distill, export.
+#
+#     sh examples/straighten.sh [OUT]
+#
+# A toy length, to see every part at work in a quarter of an hour on two CPU cores; how good the
+# student is depends on pairs and steps that are not spent here. Kill it whenever you like and run
+# it again: every command goes on where it stopped, and a finished one has nothing to do. For your
+# own model set MODEL, PROMPTS (a file with a prompt on each line), NUM and CONFIG.
+set -eu
+
+OUT=${1:-runs/straighten}
+MODEL=${MODEL:-emoji-sd}
+PROMPTS=${PROMPTS:-emoji:512}
+NUM=${NUM:-512}
+CONFIG=${CONFIG:-toy}
+GUIDANCE=${GUIDANCE:-4}
+RECTIFLOW=${RECTIFLOW:-rectiflow}
+
+# 1. What the teacher makes of noise: 25 steps of DPM-Solver++ under guidance.
+$RECTIFLOW pairs --model "$MODEL" --prompts "$PROMPTS" --num "$NUM" --out "$OUT/pairs-1" \
+  --solver dpmpp --steps 25 --guidance "$GUIDANCE"
+
+# 2. The 2-rectified flow.
+$RECTIFLOW reflow --model "$MODEL" --pairs "$OUT/pairs-1" --config "$CONFIG" -o "$OUT/reflow" \
+  --export "$OUT/2rf"
+
+# 3. What it makes of noise: nearly straight, and with little guidance.
+$RECTIFLOW pairs --model "$OUT/2rf" --prompts "$PROMPTS" --num "$NUM" --out "$OUT/pairs-2" \
+  --solver euler --steps 25 --guidance 1.5
+
+# 4. Distilled into one step.
+$RECTIFLOW distill --model "$OUT/2rf" --pairs "$OUT/pairs-2" --config "$CONFIG" -o "$OUT/distill"
+
+# 5. A folder for stock diffusers.
+$RECTIFLOW export "$OUT/distill" -o "$OUT/one-step"
