@@ -8,14 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rectiflow.app import cli, pairs_inspect
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.load import load
 from tests.app.conftest import Run
 from tests.straighten.stores import make_store
-
-if not any(group.name == "pairs" for group in cli.app.registered_groups):
-    cli.app.add_typer(pairs_inspect.commands, name="pairs")
 
 PROMPTS = ("a red apple on the background", "two cats")
 
