@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,6 +28,7 @@ from rectiflow.straighten.pair_maker import PairsMade, make_pairs
 from rectiflow.straighten.store_writer import PairProgress
 from rectiflow.straighten.text_cache import TextCache, remembering_prompts
 from tests.tiny import tiny_model
+from tests.tiny_sd import tiny_sd_model
 
 LIST = ["a red cat", "two apples", "a dog", "a happy face on the left", "a red cat"]
 NUM, SHARD, BATCH = 23, 7, 3
@@ -194,6 +196,32 @@ def test_half_precision_teachers(tmp_path: Path) -> None:
     assert x.dtype == torch.float32
     assert torch.equal(rows(tmp_path / "store", "x_1"), x.half())
     assert json.loads((tmp_path / "store" / MANIFEST).read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "ddim"])
+def test_diffusion_teachers_by_the_schedulers_of_diffusers(tmp_path: Path, solver: str) -> None:
+    """Against the pipeline of diffusers itself, given the same noise."""
+    model = tiny_sd_model()
+    make(model, tmp_path / "store", solver=solver, num=4, batch_size=2, num_inference_steps=4)
+    noise = [
+        torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(40 + i)) for i in range(4)
+    ]
+    pipeline = type(model.pipeline)(**model.pipeline.components)
+    made = DPMSolverMultistepScheduler if solver == "dpmpp" else DDIMScheduler
+    pipeline.scheduler = made.from_config(model.pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = [
+        pipeline(
+            LIST[i : i + 2],
+            latents=torch.stack(noise[i : i + 2]),
+            num_inference_steps=4,
+            guidance_scale=2.5,
+            output_type="latent",
+        ).images
+        for i in (0, 2)
+    ]
+    x_1 = rows(tmp_path / "store", "x_1").float()
+    assert torch.allclose(x_1, torch.cat(expected), rtol=2e-3, atol=2e-3)
 
 
 def test_text_is_embedded_once_and_the_network_runs_no_more_than_it_must(
@@ -498,6 +526,23 @@ def test_pairs_that_are_not_numbers_are_not_stored(tmp_path: Path) -> None:
 # Real images with their inversions.
 
 
+def test_inverted_pairs_of_a_diffusion_model(pictures: list[Path], tmp_path: Path) -> None:
+    """Its flow begins at t_min, from a multiple of the noise; it is that noise which is stored."""
+    model = tiny_sd_model()
+    # What a random network adds to the field is wild, and would need many more steps.
+    model.network.conv_out.weight.mul_(0.1)
+    settings = {"num_inference_steps": 12, "guidance_scale": 1.0, "solver": "rk4"}
+    two = {"images": pictures[:2], "prompts": LIST[:2], "num": None}
+    make(model, tmp_path / "store", **two, **settings)
+    x_0, x_1 = rows(tmp_path / "store", "x_0").float(), rows(tmp_path / "store", "x_1").float()
+
+    def error(noise: Tensor) -> float:
+        end = generate_latents(model, LIST[:2], noise, **settings).x
+        return float((end - x_1).norm() / (x_1 - x_0).norm())
+
+    assert error(x_0) < 0.02 < 0.05 < error(model.initial_state(x_0))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
     rng = np.random.default_rng(0)
@@ -510,7 +555,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def test_inverted_pairs(model: FlowModel, pictures: list[Path], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    settings = {"num": None, "solver": "rk4", "num_inference_steps": 12, "guidance_scale": 1.0}
+    settings = {"num": None, "solver": "rk4", "num_inference_steps": 8, "guidance_scale": 1.0}
     done = make(model, store, images=pictures, shard_size=3, batch_size=2, **settings)
     assert done.complete and done.manifest.kind == "inverted" and done.manifest.num == 5
     x_0, x_1 = rows(store, "x_0"), rows(store, "x_1")
@@ -519,7 +564,7 @@ def test_inverted_pairs(model: FlowModel, pictures: list[Path], tmp_path: Path) 
     assert torch.allclose(x_1.float(), encoded, atol=2e-3)
     # The flow from x_0 leads back to the image.
     back = generate_latents(
-        model, LIST, x_0.float(), num_inference_steps=12, guidance_scale=1.0, solver="rk4"
+        model, LIST, x_0.float(), num_inference_steps=8, guidance_scale=1.0, solver="rk4"
     ).x
     distance = (x_1.float() - x_0.float()).square().mean().sqrt()
     assert (back - x_1.float()).square().mean().sqrt() < 0.02 * distance
@@ -528,7 +573,7 @@ def test_inverted_pairs(model: FlowModel, pictures: list[Path], tmp_path: Path) 
     assert sidecar["x_0_sha256"] == hashlib.sha256(stored).hexdigest()
     # Interrupted, and by two writers: the same.
     again = tmp_path / "again"
-    with stop_after(model, 60), pytest.raises(KeyboardInterrupt):
+    with stop_after(model, 40), pytest.raises(KeyboardInterrupt):
         make(model, again, images=pictures, shard_size=3, batch_size=2, keep_seconds=0, **settings)
     for worker in (1, 0):
         done = make(

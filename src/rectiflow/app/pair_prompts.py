@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from PIL import Image
+
 from rectiflow.errors import InputError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -55,6 +57,10 @@ def images_of(source: Path) -> tuple[list[Path], list[str]]:
     for image in images:
         if not image.is_file():
             raise InputError(f"{source}: there is no file {image}")
+        try:  # its beginning now, and all of it when its turn comes
+            Image.open(image).close()
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{image} is not an image: give PNG, JPEG, WebP or TIFF") from error
     return images, captions
 
 

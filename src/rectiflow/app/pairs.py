@@ -17,7 +17,6 @@ from rectiflow.app.console import session
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from rectiflow.models.base import FlowModel
     from rectiflow.straighten.pair_maker import PairsMade
     from rectiflow.straighten.store_writer import PairProgress
 
@@ -140,7 +139,7 @@ def pairs(
                 num=num,
                 guidance_scale=(1.0 if files else 5.0) if guidance is None else guidance,
                 negative_prompt=negative,
-                solver=solver or _default_solver(loaded, bool(files)),
+                solver=solver or ("rk4" if files else loaded.default_solver),
                 num_inference_steps=steps,
                 height=height,
                 width=width,
@@ -230,12 +229,6 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise InputError(f"--size {text}: give pixels, such as 512, or HEIGHTxWIDTH")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _default_solver(model: FlowModel, inverted: bool) -> str:
-    if inverted:
-        return "rk4"
-    return "euler" if model.prediction_type == "velocity" else "dpmpp"
 
 
 def _result(done: PairsMade, worker: int, num_workers: int, seconds: float) -> dict[str, Any]:

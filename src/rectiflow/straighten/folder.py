@@ -63,7 +63,9 @@ class Folder:
         """
         self.fs.invalidate_cache()
         try:
-            if self.fs.isfile(self.root):
+            # A device, say, is neither a file nor a folder, and lists itself.
+            no_folder = self.local and not self.fs.isdir(self.root) and self.fs.exists(self.root)
+            if no_folder or self.fs.isfile(self.root):
                 raise InputError(f"{self.uri} is a file: give a folder")
             found = self.fs.ls(self.root, detail=False)
         except FileNotFoundError:

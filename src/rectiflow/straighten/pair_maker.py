@@ -143,7 +143,7 @@ def make_pairs(
     width = model.default_size if width is None else width
     wanted = Manifest(
         kind="generated" if images is None else "inverted",
-        model=model.name,
+        model=_name(model.name),
         weight_hash=model.weight_hash,
         family=model.family,
         solver=solver,
@@ -201,6 +201,12 @@ def cpu_threads(count: int) -> Iterator[None]:
     finally:
         if count != before:
             torch.set_num_threads(before)
+
+
+def _name(name: str) -> str:
+    """A model's name: of a folder the last part, so that a store is the same wherever it lies."""
+    path = Path(name).expanduser()
+    return path.name if path.exists() else name
 
 
 def _source(

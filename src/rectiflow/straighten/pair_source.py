@@ -133,15 +133,22 @@ class Inverted:
         if made.guidance_scale != 1:
             negative = model.encode_prompt(made.negative_prompt or "")
         field = GuidedVelocity(model, model.encode_prompt(prompts), negative, made.guidance_scale)
-        tokens = x_1.shape[-2] * x_1.shape[-1] // model.patch**2
-        grid = make_grid("shifted", steps, shift=model.shift_for(tokens), num_tokens=tokens)
-        # A diffusion network's field begins above 0, from a multiple of the noise.
-        grid = model.t_min + (1 - model.t_min) * grid
-        x = integrate(field, x_1, grid.flip(0), made.solver).x
+        x = integrate(field, x_1, self._grid(steps).flip(0), made.solver).x
+        # A diffusion network's flow begins from a multiple of the noise.
         x_0 = x / model.initial_state(torch.ones_like(x))
         if not torch.isfinite(x_0).all():
             raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
         return x_0.float().cpu(), x_1.cpu()
+
+    def _grid(self, steps: int) -> Tensor:
+        """That of `generate_latents`, where none is given."""
+        model = self.model
+        if model.default_grid == "student":
+            return model.student_grid(steps)
+        _, height, width = self.manifest.latent_shape
+        tokens = height * width // model.patch**2
+        shift = model.shift_for(tokens)
+        return make_grid(model.default_grid, steps, shift=shift, num_tokens=tokens)
 
 
 def hash_files(files: Sequence[Path]) -> str:
