@@ -163,6 +163,9 @@ def _open(
         return open_single_file(source, rest, FAMILIES, dtype)
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
+    # A kind of part that diffusers does not know it takes only from a module that is imported.
+    import rectiflow.models.stacked_unet  # noqa: F401
+
     folder = Folder(source, name, FAMILIES)
     try:
         return folder.pipeline(dtype, variant), folder
