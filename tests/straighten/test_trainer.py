@@ -338,6 +338,8 @@ def test_what_a_task_does_not_offer_is_refused(tmp_path: Path) -> None:
         Trainer(frozen, config(), tmp_path)
     with pytest.raises(InputError, match="fsdp does not go with mixed_precision fp16"):
         Trainer(ToyTask(), config(fsdp=True, mixed_precision="fp16"), tmp_path)
+    with pytest.raises(InputError, match="fsdp does not go with optimizer adafactor"):
+        Trainer(ToyTask(), config(fsdp=True, optimizer="adafactor"), tmp_path)
 
 
 def test_adamw8bit_names_its_package(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def check_offers(task: Task, config: TrainConfig) -> None:
     for key, (asked, method) in wanted.items():
         if asked and not hasattr(task, method):
             raise InputError(f"config key {key!r}: the recipe {config.recipe} does not offer it")
+    if config.fsdp and config.optimizer != "adamw":
+        raise InputError(f"fsdp does not go with optimizer {config.optimizer}: take adamw")
     trained = [p for p in task.network.parameters() if p.requires_grad]
     if not trained:
         raise InputError(f"the recipe {config.recipe} leaves nothing to be trained")
