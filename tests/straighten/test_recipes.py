@@ -30,7 +30,10 @@ PUBLISHED = {
 
 
 def configuration(name: str, phase: Phase) -> StraightenConfig:
-    given = {"recipe": f"{name}/{phase.name}", "model": "m", "pairs": "p"} | phase.settings
+    given = {"recipe": f"{name}/{phase.name}", "model": "m", "pairs": "p"}
+    if phase.settings.get("loss") == "lpips":
+        given["lpips_weights"] = "w"  # everyone has to bring their own
+    given |= phase.settings
     return validate(StraightenConfig, given)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from rectiflow.app.console import Session, session
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from rectiflow.straighten.phases import Outcome, Plan
+    from rectiflow.straighten.phases import Outcome
 
 Kind = Literal["reflow", "distill"]
 Settings = dict[str, Any]
@@ -115,7 +114,13 @@ def _straighten(
     as_json: bool,
 ) -> None:
     with session(as_json) as terminal:
-        from rectiflow.straighten.phases import plan_phases, run_phases
+        from rectiflow.straighten.export import check_folder
+        from rectiflow.straighten.phases import (
+            check_phases,
+            export_model,
+            plan_phases,
+            run_phases,
+        )
 
         started = time.perf_counter()
         run = output or Path("runs") / kind
@@ -123,9 +128,10 @@ def _straighten(
         if phase is not None and recipe is None:
             raise InputError("--phase is for named configurations: name one with --config")
         plans = plan_phases(kind, given, run, recipe, phase)
-        plans[0].configure(None)  # before anything is written
+        check_phases(plans)  # before anything is written
         if export is not None:
-            run_options.check_export(export)
+            check_folder(export)
+            options.output_folder(export.parent)
 
         options.output_folder(run)
         outcomes = run_phases(
@@ -136,7 +142,8 @@ def _straighten(
         finished = len(outcomes) == len(plans) and outcomes[-1].finished
         exported = None
         if export is not None and finished:
-            exported = _export(plans[-1], export)
+            export_model(plans[-1], export)
+            exported = str(export)
         data = {
             "kind": kind,
             "run": str(run),
@@ -174,17 +181,6 @@ def _given(
 
 def _is_file(config: str) -> bool:
     return config.endswith((".yaml", ".yml")) or Path(config).is_file()
-
-
-def _export(plan: Plan, folder: Path) -> str:
-    """Write the model under another name first; what else is in the folder stays."""
-    from rectiflow.straighten.phases import export_model
-
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    export_model(plan, unfinished)
-    run_options.move_into(unfinished, folder)
-    return str(folder)
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

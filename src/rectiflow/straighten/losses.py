@@ -20,6 +20,11 @@ from rectiflow.models.base import FlowModel
 LossName = Literal["l2", "pseudo_huber", "lpips", "lpips_huber"]
 PERCEPTUAL = ("lpips", "lpips_huber")
 
+MISSING_WEIGHTS = (
+    "loss lpips needs weights: --set lpips_weights=FILE, LPIPS in safetensors, or the folder of a "
+    "CLIPModel"
+)
+
 HUBER = 0.00054
 """c / d of the pseudo-Huber loss (Lee et al. 2024, arXiv 2405.20320, section 4.2)."""
 
@@ -123,10 +128,7 @@ def picture_distance(weights: Path | None, device: torch.device) -> PictureDista
     from rectiflow.models.lpips import load_lpips
 
     if weights is None:
-        raise InputError(
-            "loss lpips needs weights: --set lpips_weights=FILE, LPIPS in safetensors, or the "
-            "folder of a CLIPModel"
-        )
+        raise InputError(MISSING_WEIGHTS)
     if weights.is_dir():
         return ClipDistance.load(weights).to(device)
     if not weights.is_file():

@@ -7,8 +7,6 @@ phases that are over are passed by and the one that was stopped goes on.
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import torch
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX
+from rectiflow.models.load import embedded_models
 from rectiflow.straighten.assembly import assemble, loaded
 from rectiflow.straighten.continuing import continued
 from rectiflow.straighten.reading import PairStore
@@ -28,7 +27,7 @@ from rectiflow.straighten.recipes import get_recipe
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.trainer import Trainer
-from rectiflow.straighten.training_record import read_record, write_record
+from rectiflow.straighten.training_record import read_record
 
 MODEL = "model"
 """What the folder of a phase's model is called."""
@@ -106,6 +105,18 @@ class Outcome:
         return self.step >= self.config.steps
 
 
+def check_phases(plans: Sequence[Plan]) -> None:
+    """See that every phase's settings are possible, before the first is run.
+
+    Raises:
+        InputError: One is not; the line says which setting.
+    """
+    before: Path | None = None
+    for plan in plans:
+        plan.configure(before)
+        before = plan.model
+
+
 def run_phases(
     plans: Sequence[Plan],
     *,
@@ -128,6 +139,7 @@ def run_phases(
         InputError: A phase is not possible, or its checkpoint is of another run.
         WorkError: A phase failed.
     """
+    check_phases(plans)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     outcomes: list[Outcome] = []
     before: Path | None = None
@@ -158,9 +170,8 @@ def export_model(plan: Plan, folder: Path) -> None:
 
     record = read_record(plan.model) or {}
     model = loaded(str(plan.model))
-    steps = tuple(model.metadata.student_steps or (1,))
+    steps = tuple(model.metadata.student_steps or ())
     save_pipeline(model, folder, dtype=torch.float16, record=record, student_steps=steps)
-    write_record(record, folder)
 
 
 def _configure(settings: dict[str, Any], run: Path, before: Path | None) -> StraightenConfig:
@@ -177,10 +188,14 @@ def _teacher_of(settings: dict[str, Any]) -> str:
     pairs = settings.get("pairs")
     if pairs is None:
         raise InputError(
-            "no pairs: name a store with --pairs, or with --model a teacher and with --set "
+            "no pairs: name a store with --pairs, or with --model a teacher, and with --set "
             "prompts=FILE the prompts of pairs that it makes on the fly"
         )
-    return PairStore.open(pairs).manifest.model
+    name = PairStore.open(pairs).manifest.model
+    # A store does not say where on its maker's machine a folder was.
+    if name not in embedded_models() and "/" not in name:
+        raise InputError(f"{pairs} was made by {name}: say where that is, with --model FOLDER")
+    return name
 
 
 def _run(
@@ -206,13 +221,9 @@ def _run(
 
 def _keep(plan: Plan, trainer: Trainer, task: StraightenTask) -> None:
     """Write the averaged weights in full precision: the next phase loses nothing."""
-    unfinished = plan.run / f".{MODEL}.tmp"
     if trainer.main:
-        shutil.rmtree(unfinished, ignore_errors=True)
         with trainer.learner.averaged():
             if task.config.measure_every:
                 task.measure()
-            task.export(unfinished, torch.float32)
-        shutil.rmtree(plan.model, ignore_errors=True)
-        os.replace(unfinished, plan.model)
+            task.export(plan.model, torch.float32)
     trainer.accelerator.wait_for_everyone()

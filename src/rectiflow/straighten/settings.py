@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.coupling import Schedule
-from rectiflow.straighten.losses import HUBER, PERCEPTUAL, LossName
+from rectiflow.straighten.losses import HUBER, MISSING_WEIGHTS, PERCEPTUAL, LossName
 from rectiflow.straighten.student import LoraPlan, Start
 
 Kind = Literal["reflow", "distill", "flow_matching"]
@@ -146,7 +146,10 @@ class StraightenConfig(TrainConfig):
             )
         if self.coupling == "online":
             if self.prompts is None:
-                found.append("no pairs: name a store by pairs, or prompts for the teacher's own")
+                found.append(
+                    "no pairs: name a store with --pairs, or with --set prompts=FILE the prompts "
+                    "of pairs that the teacher makes on the fly"
+                )
             if self.pairs is not None:
                 found.append("coupling online makes its own pairs: leave pairs out")
         elif self.pairs is None:
@@ -159,6 +162,8 @@ class StraightenConfig(TrainConfig):
                     "windows_from teacher needs prompts and no store; windows_from noised needs a "
                     "store"
                 )
+        if self.loss in PERCEPTUAL and self.lpips_weights is None:
+            found.append(MISSING_WEIGHTS)
         if self.kind == "distill" and self.anneal_steps:
             found.append("anneal_steps is for reflow: distillation needs the pairs as they are")
         if self.loss_space == "prediction" and (self.kind == "distill" or self.loss in PERCEPTUAL):

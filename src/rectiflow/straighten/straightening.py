@@ -21,9 +21,8 @@ from rectiflow.straighten.coupling import Coupling, Piece
 from rectiflow.straighten.losses import PERCEPTUAL, Perceptual, picture_distance
 from rectiflow.straighten.objective import EndObjective, Objective, VelocityObjective, pack
 from rectiflow.straighten.settings import StraightenConfig
-from rectiflow.straighten.student import merged, rebuilt
+from rectiflow.straighten.student import rebuilt
 from rectiflow.straighten.text_cache import TextCache
-from rectiflow.straighten.training_record import write_record
 
 CACHE_BYTES = 256 * 2**20
 """Of embedded prompts."""
@@ -84,23 +83,19 @@ class StraightenTask:
                 monitor.draw_sheet(self.student, self.probe, path)
 
     def export(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write a diffusers folder, a LoRA merged into the weights, with the record."""
+        """Write a diffusers folder, a LoRA merged into the weights, with record and card."""
+        from rectiflow.straighten.card import made_for_few_steps
         from rectiflow.straighten.export import save_pipeline
 
-        # A model of its own: what it says of its weights is said of them as they are now.
-        model = merged(rebuilt(self.student, self.student.network))
-        record = self.record | {"config": self.config.model_dump(mode="json")}
+        config = self.config.model_dump(mode="json")
+        record = self.record | {"config": config}
         if self.latest:
             record["measures"] = self.latest
-        steps = self.config.windows or self.config.student_steps
-        save_pipeline(
-            model,
-            folder,
-            dtype=dtype,
-            record=record,
-            student_steps=(steps,) if isinstance(steps, int) else steps,
-        )
-        write_record(record, folder)
+        few = (self.config.windows,) if self.config.windows else self.config.student_steps
+        # A model of its own: what it says of its weights is said of them as they are now.
+        model = rebuilt(self.student, self.student.network)
+        steps = few if made_for_few_steps(config) else ()
+        save_pipeline(model, folder, dtype=dtype, record=record, student_steps=steps)
 
     def enable_gradient_checkpointing(self) -> None:
         """Let the network compute its activations twice rather than keep them."""
