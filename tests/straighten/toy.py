@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rectiflow.straighten import checkpoint
 from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.trainer import Trainer
 
@@ -95,6 +96,30 @@ def records(run: Path) -> list[dict[str, object]]:
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     clock = ("time", "samples_per_second")
     return [{name: v for name, v in line.items() if name not in clock} for line in lines]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The last logged loss of every step."""
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.checkpoints(run)[-1])["network"]
+
+
+def same_end(run: Path, other: Path) -> None:
+    """Weights, averages, optimisers and everything else of the last checkpoints, bit for bit."""
+    one, two = (checkpoint.checkpoints(folder)[-1] for folder in (run, other))
+    assert one.name == two.name
+    states = checkpoint.load(one), checkpoint.load(two)
+    for state in states:
+        del state["progress"]["config"]  # how a run is looked at may differ
+    for part in states[0]:
+        a, b = (checkpoint.flatten(state[part]) for state in states)
+        assert a[1] == b[1]
+        for name, tensor in a[0].items():
+            assert torch.equal(tensor, b[0][name]), (part, name)
 
 
 def start(work: Callable[[], object], **environment: str) -> int:
