@@ -181,6 +181,10 @@ def test_the_same_as_functions(world: Path, cwd: Path) -> None:
     assert one.prediction_type == "velocity"
     again = reflow(teacher, world / "pairs", run="r", steps=2, **SHORT)
     assert again.weight_hash == two.weight_hash
+    larger = distill(
+        two, world / "pairs", steps=1, stacked="separate", loss="pseudo_huber", **SHORT
+    )
+    assert len(larger.network.unets) == 2
     with pytest.raises(WorkError, match="call again"):
         reflow(teacher, world / "pairs", steps=3, max_minutes=0, **SHORT)
     with pytest.raises(InputError, match="speed"):

@@ -199,6 +199,26 @@ def test_a_lora_without_peft_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         student.begin(teacher, lora=student.LoraPlan(2, 2.0))
 
 
+@pytest.mark.parametrize("stacked", ["shared", "separate"])
+def test_two_unets_in_series(stacked: str) -> None:
+    """Each begins with the teacher's weights; in full, the second sees what the first gives."""
+    teacher = tiny_sd_model()
+    begun = student.begin(teacher, start="reuse", stacked=stacked)  # type: ignore[arg-type]
+    x, cond = inputs(teacher)
+    begun.differentiable_velocity(x, 0.5, cond).square().sum().backward()
+    moved = [p.grad is not None and bool(p.grad.any()) for p in begun.network.parameters()]
+    assert sum(moved) > 0.7 * len(moved)
+    whole = student.begin(teacher, start="reuse", stacked=stacked, keep_middle=True)  # type: ignore[arg-type]
+    with torch.no_grad():
+        between = teacher.network(x, 500, encoder_hidden_states=cond.embeds).sample
+        wanted = teacher.network(between, 500, encoder_hidden_states=cond.embeds).sample
+    assert torch.equal(whole.velocity(x, 0.5, cond), -wanted)
+    sizes = [sum(p.numel() for p in m.network.parameters()) for m in (teacher, whole)]
+    assert sizes[1] == sizes[0] * (1 if stacked == "shared" else 2)
+    with pytest.raises(InputError, match="U-Net"):
+        student.begin(tiny_model(), stacked=stacked)  # type: ignore[arg-type]
+
+
 def test_a_student_shares_what_is_not_trained() -> None:
     teacher = tiny_sd_model()
     begun = student.begin(teacher)

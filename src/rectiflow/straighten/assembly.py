@@ -54,6 +54,7 @@ def assemble(
         model,
         start=config.start,
         stacked=config.stacked,
+        keep_middle=config.keep_middle,
         guidance_embedded=config.guidance_embedded,
         lora=config.lora,
         seed=config.seed,

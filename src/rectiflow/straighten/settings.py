@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.coupling import Schedule
 from rectiflow.straighten.losses import HUBER, MISSING_WEIGHTS, PERCEPTUAL, LossName
-from rectiflow.straighten.student import LoraPlan, Start
+from rectiflow.straighten.student import LoraPlan, Stacking, Start
 
 Kind = Literal["reflow", "distill", "flow_matching"]
 
@@ -45,8 +45,10 @@ class StraightenConfig(TrainConfig):
     """Keep a diffusion network's own prediction, or read its weights as a velocity's."""
     loss_space: Literal["velocity", "prediction"] = "velocity"
     """Whose error counts: the velocity's, or that of what the network itself predicts."""
-    stacked: Literal["shared", "separate"] | None = None
-    """Two U-Nets in series."""
+    stacked: Stacking | None = None
+    """Two U-Nets in series, that share their weights or have weights of their own."""
+    keep_middle: bool = False
+    """Of two in series, keep the tail of the first and the head of the second."""
     guidance_embedded: bool = False
     """Tell the network the guidance scale of its pairs."""
     lora_rank: PositiveInt | None = None

@@ -31,6 +31,7 @@ from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 
 Start = Literal["exact", "reuse"]
+Stacking = Literal["shared", "separate"]
 
 ADAPTER = "student"
 """What peft calls the LoRA of a student."""
@@ -53,7 +54,8 @@ def begin(
     model: FlowModel,
     *,
     start: Start = "exact",
-    stacked: Literal["shared", "separate"] | None = None,
+    stacked: Stacking | None = None,
+    keep_middle: bool = False,
     guidance_embedded: bool = False,
     lora: LoraPlan | None = None,
     seed: int = 0,
@@ -63,7 +65,9 @@ def begin(
     Args:
         model: The teacher, or an earlier student; it is left as it is.
         start: `"exact"` or `"reuse"`.
-        stacked: Make it two U-Nets in series, which share their weights or do not.
+        stacked: Make it two U-Nets in series, which share their weights or do not. That is another
+            field than the teacher's from the start.
+        keep_middle: Leave the tail of the first and the head of the second U-Net in.
         guidance_embedded: Give the network the guidance scale as an input.
         lora: Train a LoRA only.
         seed: Of the LoRA's first weights.
@@ -80,6 +84,8 @@ def begin(
     network.requires_grad_(False)
     if guidance_embedded and not model.guidance_embeds:
         network = _with_guidance(network, model.name)
+    if stacked is not None:
+        network = _stacked(network, stacked, keep_middle)
     scheduler = None
     if start == "reuse" and model.prediction_type != "velocity":
         if model.prediction_type == "sample":
@@ -89,8 +95,6 @@ def begin(
             )
         scheduler = _rectified_scheduler(model)
     student = rebuilt(model, network, scheduler)
-    if stacked is not None:
-        student = _stacked(student, stacked)
     if lora is None:
         student.network.requires_grad_(True)
     else:
@@ -162,13 +166,17 @@ def _with_guidance(network: Any, name: str) -> Any:
     return told.eval().requires_grad_(False)
 
 
+def _stacked(network: Any, how: Stacking, keep_middle: bool) -> Any:
+    """Two U-Nets in series, each with the weights of this one."""
+    from rectiflow.models.stacked_unet import StackedUNet
+
+    stacked = StackedUNet.from_unet(network, how == "shared", not keep_middle)
+    return stacked.requires_grad_(False)
+
+
 def _rectified_scheduler(model: FlowModel) -> Any:
     """The scheduler under which a U-Net is said to predict noise - data."""
     from rectiflow.models.schedulers import rectified_scheduler
 
     config = model.pipeline.scheduler.config
     return rectified_scheduler(num_train_timesteps=int(config.num_train_timesteps))
-
-
-def _stacked(model: FlowModel, how: Literal["shared", "separate"]) -> FlowModel:
-    raise NotImplementedError
