@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="emoji-vae, emoji-clip or emoji-sd3; or leave it to --config."),
+        typer.Argument(help="emoji-vae, emoji-clip, emoji-sd3 or emoji-sd; or leave it to --config."),
     ] = None,
     settings: run_options.Assignments = None,
     config: Annotated[
@@ -58,6 +58,8 @@ def train(
         resumed = run_options.resume(trainer, resume)
         begun = trainer.step
         trainer.train(max_minutes)
+        if not trainer.main:  # of several processes one writes and speaks
+            return
         if export is not None:
             run_options.export(trainer, export)
         data = {
@@ -113,7 +115,7 @@ def _trainer(config: TrainConfig, run: Path) -> Trainer:
     from rectiflow.emoji.recipes import build_task
     from rectiflow.straighten.trainer import Trainer
 
-    for name in ("init_from", "vae", "clip"):
+    for name in ("init_from", "vae", "clip", "teacher"):
         folder = getattr(config, name, None)
         if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{name}: there is no folder {folder}; train it, or --set {name}=...")
