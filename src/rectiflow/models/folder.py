@@ -13,6 +13,12 @@ from rectiflow.models.hub import first_sentence, hub_answers, partly_cached, ref
 from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
 
 INDEX = "model_index.json"
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that nothing here asks: Stable Diffusion's filter of its own pictures, what
+brings them to it, and what reads pictures for an IP adapter."""
+
+BUILT_AS = {"RectifiedFlowPipeline": "StableDiffusionPipeline"}
+"""Pipelines that diffusers does not have, and the one of its own with the same parts."""
 
 
 class Folder:
@@ -53,6 +59,12 @@ class Folder:
         """The parts it was saved without, an SD3's T5 say, which diffusers wants to be told."""
         return {name: None for name, kind in self.config.items() if kind == [None, None]}
 
+    @property
+    def unused(self) -> dict[str, Any]:
+        """The parts that it is loaded without, as diffusers wants to be told."""
+        told: dict[str, Any] = {part: None for part in UNUSED if part in self.config}
+        return told | ({"requires_safety_checker": False} if "safety_checker" in told else {})
+
     def metadata(self) -> Metadata:
         """What `rectiflow.json` says, if there is one."""
         if isinstance(self.source, Path):
@@ -79,13 +91,13 @@ class Folder:
         # A part of ours, which diffusers takes only from a module that has been imported.
         import rectiflow.models.stacked_unet  # noqa: F401
 
-        return getattr(diffusers, self.class_name).from_pretrained(
+        return getattr(diffusers, BUILT_AS.get(self.class_name, self.class_name)).from_pretrained(
             str(self.source),
             dtype={"default": dtype, "vae": torch.float32},
             variant=variant,
             use_safetensors=True,
             local_files_only=self.local,
-            **self.left_out,
+            **self.left_out | self.unused,
             **self.text_encoders(dtype, variant, without=given),
             **given,
         )
@@ -159,7 +171,8 @@ class Folder:
         if place is not None:
             # transformers makes up a tokenizer where there are no files of one.
             for part, kind in config.items():
-                if isinstance(kind, list) and kind[0] and not (place / part).is_dir():
+                needed = isinstance(kind, list) and kind[0] and part not in UNUSED
+                if needed and not (place / part).is_dir():
                     what = f"the folder {part} is missing"
                     if isinstance(source, str):
                         raise partly_cached(name, what)

@@ -89,7 +89,8 @@ def estimate(
     height, width = height or model.default_size, width or model.default_size
     channels, h, w = model.latent_shape(height, width)
     config = model.network.config
-    features = config.num_attention_heads * config.attention_head_dim
+    levels = config.get("block_out_channels")  # of a U-Net, which is largest at the first
+    features = levels[0] if levels else config.num_attention_heads * config.attention_head_dim
     text = sum(segment.length for segment in model.tokenize(""))
     tokens = h * w // model.patch**2 + text
     maps = getattr(model.pipeline.vae.config, "block_out_channels", None) or (128, 128)

@@ -1,8 +1,8 @@
 """Checkpoints in one file: a whole pipeline, or the network alone with its parts from elsewhere.
 
 diffusers' own loaders read them, so the layouts they know are known here: its own, the original
-ones of SD3 and FLUX (which ComfyUI uses too), and GGUF. What the file has comes from the file, and
-all else from the *base*, a complete pipeline in a folder or on the hub.
+ones of Stable Diffusion, SD3 and FLUX (which ComfyUI uses too), and GGUF. What the file has comes
+from the file, and all else from the *base*, a complete pipeline in a folder or on the hub.
 """
 
 from __future__ import annotations
@@ -20,14 +20,23 @@ from rectiflow.models.folder import Folder
 from rectiflow.models.hub import first_sentence
 
 SUFFIXES = (".safetensors", ".gguf")
-NETWORK = "transformer"
+UNET = "model.diffusion_model.input_blocks.0.0.weight"
+"""The first weight of Stable Diffusion 1, 2 and XL in their original layout."""
 CODEC = ("vae.", "first_stage_model.")
 ENCODERS = {
     "clip_l": "text_encoders.clip_l.",
     "clip_g": "text_encoders.clip_g.",
     "t5xxl": "text_encoders.t5xxl.",
+    "sd": "cond_stage_model.",
+    "sdxl_1": "conditioner.embedders.0.",
+    "sdxl_2": "conditioner.embedders.1.",
 }
-"""Where the original layouts keep text encoders: name in the file -> prefix of its weights."""
+"""Where the original layouts keep text encoders: name for them -> prefix of their weights."""
+OLDER = {
+    "StableDiffusionPipeline": {"text_encoder": "sd"},
+    "StableDiffusionXLPipeline": {"text_encoder": "sdxl_1", "text_encoder_2": "sdxl_2"},
+}
+"""Which of them the parts of pipelines with a U-Net are."""
 
 
 class Shape(NamedTuple):
@@ -101,10 +110,11 @@ def _open(
     quantised: dict[str, Any] = {}
     if gguf:
         quantised["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    network = getattr(diffusers, base.parts[NETWORK][1])
+    part = "unet" if "unet" in base.parts else "transformer"
+    network = getattr(diffusers, base.parts[part][1])
     given = {
-        NETWORK: network.from_single_file(
-            str(file), subfolder=NETWORK, dtype=dtype, **options, **quantised
+        part: network.from_single_file(
+            str(file), subfolder=part, dtype=dtype, **options, **quantised
         )
     }
     if has_codec:
@@ -122,7 +132,8 @@ def _open(
             str(base.source), subfolder="vae", dtype=torch.float32, local_files_only=base.local
         )
     kind = getattr(diffusers, base.class_name)
-    return kind.from_single_file(str(file), dtype=dtype, **options, **base.left_out, **given)
+    left_out = base.left_out | base.unused
+    return kind.from_single_file(str(file), dtype=dtype, **options, **left_out, **given)
 
 
 def _header(file: Path) -> dict[str, Shape]:
@@ -140,6 +151,8 @@ def _header(file: Path) -> dict[str, Shape]:
 
 def _encoders(base: Folder) -> dict[str, str]:
     """The text encoders of a base, and what original layouts call them."""
+    if base.class_name in OLDER:
+        return {part: key for part, key in OLDER[base.class_name].items() if part in base.parts}
     names = {}
     for part, (_, kind) in base.parts.items():
         if part.startswith("text_encoder"):
@@ -159,7 +172,7 @@ def _known_base(
     with suppress(LookupError, NameError, ValueError):
         known = fetch_diffusers_config(weights)["pretrained_model_name_or_path"]
     # Where it recognises nothing, diffusers takes a file for Stable Diffusion 1.5.
-    recognised = known != "" and "stable-diffusion-v1-5" not in known
+    recognised = known != "" and ("stable-diffusion-v1-5" not in known or UNET in weights)
     if alone or not recognised:
         what = "has no more than a network in it" if alone else "is of a kind diffusers cannot tell"
         such = f", such as {known}" if recognised else ""
