@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,28 @@ def test_a_file_of_settings(run: Run, world: Path, cwd: Path) -> None:
     Path("c.yaml").write_text(json.dumps(SHORT | {"steps": 1, "model": str(world / "teacher")}))
     found = run("reflow", "--config", "c.yaml", *pairs, "-o", "r", "--json").data
     assert found["finished"] and found["phases"][0]["steps"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True])
+def test_two_processes(run: Run, world: Path, cwd: Path, split: bool) -> None:
+    """One result on stdout, one model; split weights are written by one process afterwards."""
+    given = {"steps": 3, "fsdp": split, "measure_every": 0, "held_out": 0}
+    words = ["reflow", "--pairs", world / "pairs", "--model", world / "teacher", *short(**given)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "-m", "rectiflow", *map(str, words), "-o", "two", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    data = json.loads(done.stdout)
+    assert data["finished"] is not split and data["phases"][0]["finished"]
+    if split:
+        assert run(*words, "-o", "two", "--json").data["finished"]
+    run(*words, "-o", "one", "--json")
+    x = torch.randn(1, 4, 8, 8)
+    ends = []
+    for folder in ("one", "two"):
+        model = load(f"{folder}/model", device="cpu")
+        ends.append(model.velocity(x, 0.5, model.encode_prompt("a cat")))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_as_functions(world: Path, cwd: Path) -> None:

@@ -114,6 +114,8 @@ def _straighten(
     as_json: bool,
 ) -> None:
     with session(as_json) as terminal:
+        from accelerate import PartialState
+
         from rectiflow.straighten.export import check_folder
         from rectiflow.straighten.phases import (
             check_phases,
@@ -139,8 +141,10 @@ def _straighten(
             resume=partial(run_options.resume, wanted=resume),
             max_minutes=max_minutes,
         )
-        finished = len(outcomes) == len(plans) and outcomes[-1].finished
+        finished = plans[-1].over
         exported = None
+        if not PartialState().is_main_process:  # of torchrun's
+            return
         if export is not None and finished:
             export_model(plans[-1], export)
             exported = str(export)
@@ -201,7 +205,9 @@ def _report(terminal: Session, data: dict[str, Any]) -> None:
     lines = [
         f"{phase['run']}: step {phase['step']} of {phase['steps']}" for phase in data["phases"]
     ]
-    if not data["finished"]:
+    if data["phases"][-1]["finished"] and not data["finished"]:
+        lines[-1] += "; the same command without torchrun writes its model"
+    elif not data["finished"]:
         lines[-1] += "; the same command goes on from here"
     else:
         lines.append(f"model: {data['export'] or data['model']}")

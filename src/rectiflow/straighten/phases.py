@@ -153,7 +153,7 @@ def run_phases(
         if outcomes and left == 0:
             break
         outcomes.append(_run(plan, config, model if before is None else None, resume, left))
-        if not outcomes[-1].finished:
+        if not plan.over:
             break
         before = plan.model
     return outcomes
@@ -220,9 +220,15 @@ def _run(
 
 
 def _keep(plan: Plan, trainer: Trainer, task: StraightenTask) -> None:
-    """Write the averaged weights in full precision: the next phase loses nothing."""
-    if trainer.main:
-        with trainer.learner.averaged():
+    """Write the averaged weights in full precision: the next phase loses nothing.
+
+    Weights that are split over processes stay in the checkpoint, until the same command is run by
+    one process.
+    """
+    if trainer.config.fsdp and trainer.accelerator.num_processes > 1:
+        return
+    with trainer.learner.averaged():
+        if trainer.main:
             if task.config.measure_every:
                 task.measure()
             task.export(plan.model, torch.float32)
