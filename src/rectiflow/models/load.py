@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,6 +13,12 @@ from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.flux import FluxModel
 from rectiflow.models.folder import INDEX, Folder
+from rectiflow.models.instaflow import (
+    PIPELINE,
+    InstaFlowModel,
+    official_metadata,
+    to_diffusers_sign,
+)
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.lora import add_loras
 from rectiflow.models.memory import Offload, explanation
@@ -29,6 +35,7 @@ FAMILIES: dict[str, type[FlowModel]] = {
     "QwenImagePipeline": QwenImageModel,
     "StableDiffusionPipeline": SDModel,
     "StableDiffusionXLPipeline": SDXLModel,
+    PIPELINE: InstaFlowModel,
 }
 """The diffusers pipelines that are understood, and what understands them."""
 
@@ -49,6 +56,7 @@ def load(
     variant: str | None = None,
     base: str | Path | None = None,
     lora: Sequence[str | Path] = (),
+    convention: Literal["instaflow"] | None = None,
 ) -> FlowModel:
     """Load a model, whichever family it is of.
 
@@ -66,6 +74,7 @@ def load(
             parts the file does not have.
         lora: LoRAs to add, each a file, a folder or a hub id, with `@SCALE` behind it if it is not
             to be 1: `["style.safetensors@0.8"]`. Needs the extra `lora`.
+        convention: `"instaflow"` for official InstaFlow weights in a folder that does not say so.
 
     Returns:
         The model, in evaluation mode, its weights known to be finite.
@@ -78,6 +87,8 @@ def load(
     device = _device(device)
     if offload not in (None, "none", "model", "sequential"):
         raise InputError(f"unknown offload {offload!r}: use none, model or sequential")
+    if convention not in (None, "instaflow"):
+        raise InputError(f"unknown convention {convention!r}: use instaflow, or none")
     offloads = offload in ("model", "sequential")
     if offloads and device.type == "cpu":
         raise InputError(f"offload={offload!r} needs an accelerator: leave it out on the CPU")
@@ -85,8 +96,11 @@ def load(
         pipeline, folder = _open(source, name, base, dtype, variant)
         add_loras(pipeline, lora, name)
         check_finite({key: m for key, m in pipeline.components.items() if _is_network(m)}, name)
-        family = FAMILIES[folder.class_name]
-        model = family(pipeline, name=name, metadata=folder.metadata())
+        family, metadata = _family(folder, convention), folder.metadata()
+        if family is InstaFlowModel:
+            to_diffusers_sign(pipeline, name)
+            metadata = official_metadata(metadata, name)
+        model = family(pipeline, name=name, metadata=metadata)
         _place(model, device, offload)
     return model
 
@@ -163,9 +177,6 @@ def _open(
         return open_single_file(source, rest, FAMILIES, dtype)
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
-    # A kind of part that diffusers does not know it takes only from a module that is imported.
-    import rectiflow.models.stacked_unet  # noqa: F401
-
     folder = Folder(source, name, FAMILIES)
     try:
         return folder.pipeline(dtype, variant), folder
@@ -173,6 +184,19 @@ def _open(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise folder.failure(error) from error
+
+
+def _family(folder: Folder, convention: str | None) -> type[FlowModel]:
+    """What understands the pipeline."""
+    family = FAMILIES[folder.class_name]
+    if convention is None:
+        return family
+    if not issubclass(family, SDModel):
+        raise InputError(
+            f"convention=instaflow is for Stable Diffusion's U-Nets, and {folder.name} is a "
+            f"{folder.class_name}"
+        )
+    return InstaFlowModel
 
 
 def _is_network(component: Any) -> bool:
