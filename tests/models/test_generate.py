@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.models import SD3Model, generate, generate_latents, initial_noise, to_pil
+from rectiflow.flow import make_grid
+from rectiflow.models import FlowModel, SD3Model, generate, generate_latents, initial_noise, to_pil
 from tests.tiny import tiny_model
+from tests.tiny_flux import tiny_flux_model
+from tests.tiny_qwen import tiny_qwen_model
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +144,30 @@ def test_nothing_is_left_behind(model: SD3Model) -> None:
     state = torch.get_rng_state()
     generate(model, "cat", num_inference_steps=2)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_fields_of_flows_begin_at_noise_and_have_a_grid_for_students() -> None:
+    model = tiny_model()
+    x = torch.randn(1, 4, 8, 8)
+    assert (model.t_min, model.t_max, model.prediction_type) == (0.0, 1.0, "velocity")
+    assert model.diffusion_path is None and model.initial_state(x) is x
+    assert torch.equal(model.student_grid(4), make_grid("shifted", 4, shift=3.0))
+    arguments = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    usual = generate_latents(model, "cat", x, **arguments)
+    assert torch.equal(usual.x, generate_latents(model, "cat", x, grid="student", **arguments).x)
+
+
+@pytest.mark.parametrize("family", [tiny_model, tiny_flux_model, tiny_qwen_model])
+def test_fields_can_be_differentiated(family: Callable[[], FlowModel]) -> None:
+    """Along a line, against a difference in float32."""
+    model = family()
+    shape = (1, *model.latent_shape(model.default_size, model.default_size))
+    cond = model.encode_prompt("a cat")
+    x, way, probe = (torch.randn(shape, requires_grad=k == 0) for k in range(3))
+    value = (model.differentiable_velocity(x, 0.4, cond) * probe).sum()
+    (gradient,) = torch.autograd.grad(value, [x])
+    h, point = 2e-3, x.detach()
+    ends = [(model.velocity(point + k * h * way, 0.4, cond) * probe).sum() for k in (1, -1)]
+    slope = (ends[0] - ends[1]) / (2 * h)
+    torch.testing.assert_close((gradient * way).sum(), slope, rtol=2e-2, atol=2e-2)
+    assert not model.velocity(x, 0.4, cond).requires_grad
