@@ -25,11 +25,6 @@ WORDS = ("--num", NUM, "--shard-size", SHARD, "--batch-size", 3, "--steps", 2, "
 PROMPTS = "a red cat\ntwo apples\na dog\n"
 COMMAND = [sys.executable, "-m", "rectiflow"]
 
-if not any(group.name == "pairs" for group in cli.app.registered_groups):
-    from rectiflow.app import pairs
-
-    cli.app.add_typer(pairs.commands, name="pairs")
-
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -314,6 +309,7 @@ def test_real_images(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twenty_kills_of_processes(model: Path, prompts: Path, whole: Path, tmp_path: Path) -> None:
     """The command as a process of its own, by one writer or two."""
     store, rng, kills = tmp_path / "store", random.Random(), 0
@@ -328,8 +324,8 @@ def test_twenty_kills_of_processes(model: Path, prompts: Path, whole: Path, tmp_
         kills += process.wait() == -signal.SIGKILL
         if (store / "complete.json").exists():
             assert contents(store) == contents(whole)
-            for file in store.iterdir():
-                if rng.random() < 0.5:
+            for file in sorted(store.iterdir()):  # and again, of what is left of it
+                if file.name != "manifest.json" and rng.random() < 0.7:
                     file.unlink()
     done = subprocess.run([*COMMAND, *words_for(model, prompts, store)], env=environment)
     assert done.returncode == 0 and contents(store) == contents(whole)
@@ -338,10 +334,11 @@ def test_twenty_kills_of_processes(model: Path, prompts: Path, whole: Path, tmp_
 @pytest.mark.slow
 def test_ranks_of_torchrun(model: Path, prompts: Path, whole: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
+    # Without the -- torchrun takes --num for one of its own options.
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     words = words_for(model, prompts, store, "--json")
     done = subprocess.run(
-        [*launch, "-m", "rectiflow", *words], stdout=subprocess.PIPE, text=True, check=True
+        [*launch, "-m", "rectiflow", "--", *words], stdout=subprocess.PIPE, text=True, check=True
     )
     assert json.loads(done.stdout)["num_workers"] == 2
     assert contents(store) == contents(whole)

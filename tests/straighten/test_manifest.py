@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -11,11 +12,13 @@ import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors import safe_open
 
 from rectiflow.errors import InputError, WorkError
@@ -263,6 +266,31 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert folder.read("a") == b"before" and folder.names() == {"a", "b"}
+
+
+class Lossy(MemoryFileSystem):
+    """A file system that loses the last byte of large files, or has no room for them."""
+
+    protocol = ("lossy",)
+    store: ClassVar[dict[str, Any]] = {}
+    full = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if len(value) > 100 and self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().pipe_file(path, value[:-1] if len(value) > 100 else value, mode, **kwargs)
+
+
+def test_what_is_written_is_read_back_before_it_counts() -> None:
+    fsspec.register_implementation("lossy", Lossy, clobber=True)
+    folder = Folder("lossy://a/b")
+    folder.write("small", b"x" * 100)
+    with pytest.raises(WorkError, match=r"b/large reads back differently from what was written"):
+        folder.write("large", b"x" * 101)
+    folder.fs.full = True
+    with pytest.raises(WorkError, match=r"b/large \(No space left on device\): make room"):
+        folder.write("large", b"x" * 101)
+    assert folder.names() == {"small"}
 
 
 def test_checksums() -> None:

@@ -26,7 +26,8 @@ commands = typer.Typer(rich_markup_mode=None)
 
 @commands.callback(
     invoke_without_command=True,
-    epilog="\b\nExample:\n  rectiflow pairs --model emoji-sd --prompts emoji:2000 --out pairs",
+    epilog="\b\nExample:\n  rectiflow pairs --model emoji-sd --prompts emoji:2000 --out pairs\n"
+    "  torchrun --nproc_per_node 2 -m rectiflow -- pairs --prompts prompts.txt --out pairs",
 )
 def pairs(
     context: typer.Context,
@@ -47,7 +48,12 @@ def pairs(
     ] = None,
     num: Annotated[
         int | None,
-        typer.Option(min=1, help="Pairs; pair i has prompt i, over and over.  [default: one each]"),
+        typer.Option(
+            "--num",
+            "-n",
+            min=1,
+            help="Pairs; pair i has prompt i, over and over.  [default: one each]",
+        ),
     ] = None,
     model: options.ModelName = options.DEFAULT_MODEL,
     guidance: Annotated[
