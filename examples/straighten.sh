@@ -6,7 +6,8 @@
 # A toy length, to see every part at work in a quarter of an hour on two CPU cores; how good the
 # student is depends on pairs and steps that are not spent here. Kill it whenever you like and run
 # it again: every command goes on where it stopped, and a finished one has nothing to do. For your
-# own model set MODEL, PROMPTS (a file with a prompt on each line), NUM and CONFIG.
+# own model set MODEL, PROMPTS (a file with a prompt on each line), NUM and CONFIG; PAIR_OPTIONS are
+# for both commands that make pairs, such as "--batch-size 32 --dtype bfloat16".
 set -eu
 
 OUT=${1:-runs/straighten}
@@ -15,11 +16,12 @@ PROMPTS=${PROMPTS:-emoji:512}
 NUM=${NUM:-512}
 CONFIG=${CONFIG:-toy}
 GUIDANCE=${GUIDANCE:-4}
+PAIR_OPTIONS=${PAIR_OPTIONS:-}
 RECTIFLOW=${RECTIFLOW:-rectiflow}
 
 # 1. What the teacher makes of noise: 25 steps of DPM-Solver++ under guidance.
 $RECTIFLOW pairs --model "$MODEL" --prompts "$PROMPTS" --num "$NUM" --out "$OUT/pairs-1" \
-  --solver dpmpp --steps 25 --guidance "$GUIDANCE"
+  --solver dpmpp --steps 25 --guidance "$GUIDANCE" $PAIR_OPTIONS
 
 # 2. The 2-rectified flow.
 $RECTIFLOW reflow --model "$MODEL" --pairs "$OUT/pairs-1" --config "$CONFIG" -o "$OUT/reflow" \
@@ -27,7 +29,7 @@ $RECTIFLOW reflow --model "$MODEL" --pairs "$OUT/pairs-1" --config "$CONFIG" -o 
 
 # 3. What it makes of noise: nearly straight, and with little guidance.
 $RECTIFLOW pairs --model "$OUT/2rf" --prompts "$PROMPTS" --num "$NUM" --out "$OUT/pairs-2" \
-  --solver euler --steps 25 --guidance 1.5
+  --solver euler --steps 25 --guidance 1.5 $PAIR_OPTIONS
 
 # 4. Distilled into one step.
 $RECTIFLOW distill --model "$OUT/2rf" --pairs "$OUT/pairs-2" --config "$CONFIG" -o "$OUT/distill"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from rectiflow.app.cli import main
 from rectiflow.models import Metadata, write_metadata
+from tests.app.forks import Forks
 from tests.tiny import T5_LENGTH, tiny_sd3
 
 
@@ -70,3 +71,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Done(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Commands in processes of their own."""
+    opened = Forks()
+    yield opened
+    opened.close()

@@ -1,0 +1,174 @@
+"""Commands as processes of their own, without the seconds that importing takes each of them.
+
+One process (`serve`) imports everything, does nothing else, and forks for every command. The fork
+has the caller's folder, environment, output and process group, so it can be killed, limited and
+told its rank like any other process; it runs `cli.main` and exits with its code. `Forks.command`
+is what a shell script calls in place of ``rectiflow``: a small program that asks for a fork and
+waits for its end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Forks:
+    """The process that forks, from its start to `close`."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="forks-")  # its address must be short
+        self.address = str(Path(self._folder.name) / "socket")
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "serve", self.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout is not None and self.process.stdout.readline() == b"ready\n"
+
+    @property
+    def command(self) -> str:
+        """For a shell."""
+        return f"{sys.executable} -I -S {__file__} run {self.address}"
+
+    def start(
+        self, *words: object, fsize: int | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """Start a command; `options` are those of `subprocess.Popen`.
+
+        Args:
+            *words: Of the command.
+            fsize: No file that it writes can be larger, in bytes: a disk that is full.
+            **options: Such as `cwd` and `env`.
+        """
+        limit = [] if fsize is None else ["--fsize", str(fsize)]
+        command = [*self.command.split(), *limit, *map(str, words)]
+        return subprocess.Popen(command, text=True, process_group=0, **options)
+
+    def __call__(self, *words: object, **options: Any) -> Ended:
+        """Run a command to its end."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self.start(*words, **pipes, **options)
+        out, err = process.communicate(timeout=300)
+        return Ended(process.returncode, out, err)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # by which it knows, also if this process dies
+        self.process.wait(timeout=60)
+        self._folder.cleanup()
+
+
+def run(address: str, words: list[str]) -> int:
+    """Ask for a fork in this process's place, and wait for its end."""
+    limit = int(words[1]) if words[:1] == ["--fsize"] else None
+    request = {
+        "words": words if limit is None else words[2:],
+        "cwd": os.getcwd(),
+        "environment": dict(os.environ),
+        "group": os.getpgid(0),
+        "fsize": limit,
+    }
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.connect(address)
+        socket.send_fds(opened, [b"!"], [1, 2])
+        opened.sendall(json.dumps(request).encode() + b"\n")
+        # The fork is now one of this group, if this process is still there to let it begin.
+        opened.recv(1)
+        opened.sendall(b"!")
+        answer = opened.makefile().readline()
+    return int(answer) if answer else 137
+
+
+def serve(address: str) -> None:
+    """Fork for each request until standard input closes."""
+    import select
+    import signal
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(16)
+        _import_everything()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a fork that ended
+        print("ready", flush=True)
+        while listener in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _command(connection)
+            connection.close()
+
+
+def _import_everything() -> None:
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    import accelerate.utils
+    import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
+    import torch.distributed
+    import transformers.models.clip.modeling_clip
+    import transformers.models.clip.tokenization_clip
+
+    import rectiflow.app.exporting
+    import rectiflow.models
+    import rectiflow.models.sd
+    import rectiflow.straighten.api
+    import rectiflow.straighten.finished
+    import rectiflow.straighten.pair_maker  # noqa: F401
+    from rectiflow.app import cli
+
+    if all(command.name != "export" for command in cli.app.registered_commands):
+        cli.app.command("export")(rectiflow.app.exporting.export)
+    torch.set_num_threads(1)
+
+
+def _command(connection: socket.socket) -> None:
+    """What the fork does; it does not return."""
+    import resource
+    import traceback
+
+    from rectiflow.app import cli
+
+    code = 1
+    try:
+        _, outputs, *_ = socket.recv_fds(connection, 1, 2)
+        request = json.loads(connection.makefile().readline())
+        os.setpgid(0, request["group"])
+        connection.sendall(b"?")
+        if not connection.recv(1):
+            os._exit(code)  # who asked was killed meanwhile
+        for number, output in enumerate(outputs, 1):
+            os.dup2(output, number)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ |= request["environment"]
+        if request["fsize"] is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"],) * 2)
+        code = cli.main(request["words"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(b"%d\n" % code)
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        sys.exit(run(sys.argv[2], sys.argv[3:]))
