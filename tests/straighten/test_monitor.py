@@ -15,7 +15,7 @@ from tests.straighten.test_coupling import stored
 from tests.straighten.toy_flow import WORLD, ToyFlow, TrainedWorld
 from tests.tiny_sd import tiny_sd_model
 
-PIECE = coupling.StoredPairs(stored)(range(600))
+PIECE = coupling.StoredPairs(stored)(range(300))
 
 
 class Straight(ToyFlow):
@@ -32,7 +32,7 @@ class Straight(ToyFlow):
 
 def probe(model: ToyFlow, **given: object) -> monitor.Probe:
     cond = model.encode_prompt(PIECE.prompts)
-    settings = {"num_inference_steps": 40, "student_steps": (1, 2), "batch_size": 256} | given
+    settings = {"num_inference_steps": 24, "student_steps": (1, 2), "batch_size": 256} | given
     return monitor.Probe(PIECE, cond, **settings)  # type: ignore[arg-type]
 
 
@@ -44,7 +44,7 @@ def test_the_world_has_its_figures() -> None:
     assert found["straightness"] == pytest.approx(straight, abs=4 * found["straightness_error"])
     assert found["straightness_error"] < 0.1 * straight
     assert found["transport_cost"] == pytest.approx(cost, rel=0.1)
-    assert found["pair_error"] < 1e-4
+    assert found["pair_error"] < 1e-3
     # One step by hand: v(x_0, 0) = m - x_0, so it ends on m, s x_0 away from the pair.
     squares = [
         (WORLD[prompt].scale * float(x_0)) ** 2
@@ -64,7 +64,7 @@ def test_a_straight_flow_has_none_of_it() -> None:
 
 def test_measures_do_not_depend_on_the_batches() -> None:
     model = ToyFlow(TrainedWorld())
-    whole = monitor.measure(model, probe(model, num_inference_steps=10, batch_size=600))
+    whole = monitor.measure(model, probe(model, num_inference_steps=10, batch_size=300))
     parts = monitor.measure(model, probe(model, num_inference_steps=10, batch_size=7))
     assert parts == pytest.approx(whole, rel=1e-5)
 
