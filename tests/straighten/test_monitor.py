@@ -42,7 +42,7 @@ def test_the_world_has_its_figures() -> None:
     straight = sum(flow.straightness for flow in WORLD.values()) / 2
     cost = sum(flow.transport_cost for flow in WORLD.values()) / 2
     assert found["straightness"] == pytest.approx(straight, abs=4 * found["straightness_error"])
-    assert found["straightness_error"] < 0.1 * straight
+    assert found["straightness_error"] < 0.15 * straight
     assert found["transport_cost"] == pytest.approx(cost, rel=0.1)
     assert found["pair_error"] < 1e-3
     # One step by hand: v(x_0, 0) = m - x_0, so it ends on m, s x_0 away from the pair.
