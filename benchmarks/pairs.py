@@ -133,9 +133,7 @@ def weight(model: Any, num: int) -> float:
     prompts = [f"a scene with the number {i} in it" for i in range(num)]
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "pairs"
-        make_pairs(
-            model, prompts, store, guidance_scale=1.0, num_inference_steps=1, batch_size=64
-        )
+        make_pairs(model, prompts, store, guidance_scale=1.0, num_inference_steps=1, batch_size=64)
         size = sum(file.stat().st_size for file in store.iterdir())
     side = model.default_size
     return size / (num * 2 * math.prod(model.latent_shape(side, side)))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rectiflow.models.generate import generate
     from rectiflow.models.load import load
     from rectiflow.report import report
-    from rectiflow.steer import PRESETS, EditResult, consistent, edit, edit_chain
+    from rectiflow.steer import PRESETS, EditResult, consistent, edit_chain
+    from rectiflow.steer.edit import edit
     from rectiflow.straighten.api import distill, reflow
     from rectiflow.straighten.pair_maker import make_pairs
     from rectiflow.straighten.reading import PairStore

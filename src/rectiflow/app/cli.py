@@ -17,6 +17,7 @@ from rectiflow.app import (
     demo,
     editing,
     evaluating,
+    exporting,
     generating,
     inventory,
     inverting,
@@ -62,6 +63,7 @@ for command, example in (
         straightening.distill,
         "rectiflow distill --model 2rf --pairs pairs-2 --config toy -o runs/distill",
     ),
+    (exporting.export, "rectiflow export runs/distill -o one-step"),
     (training.train, "rectiflow train emoji-vae --set batch_size=16 -o runs/vae --max-minutes 30"),
     (evaluating.evaluate, "rectiflow evaluate emoji-edits --limit 24 --json"),
     (inventory.models, "rectiflow models"),
@@ -72,7 +74,7 @@ for command, example in (
 ):
     # \b keeps the lines as they are.
     app.command(epilog=f"\b\nExample:\n  {example}")(command)
-app.add_typer(pairs_inspect.commands, name="pairs")  # with all its subcommands
+app.add_typer(pairs_inspect.commands, name="pairs")
 
 NO_MEMORY = "not enough memory: use a smaller image or model, or --dtype bfloat16"
 

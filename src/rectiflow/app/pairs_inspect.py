@@ -11,7 +11,7 @@ import typer
 
 from rectiflow.app import options
 from rectiflow.app.console import Session, json_text, one_line, session
-from rectiflow.app.pairs import commands
+from rectiflow.app.pairs import commands as commands
 from rectiflow.errors import InputError, WorkError
 
 if TYPE_CHECKING:

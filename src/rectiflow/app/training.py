@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="emoji-vae, emoji-clip, emoji-sd3 or emoji-sd; or leave it to --config."),
+        typer.Argument(
+            help="emoji-vae, emoji-clip, emoji-sd3 or emoji-sd; or leave it to --config."
+        ),
     ] = None,
     settings: run_options.Assignments = None,
     config: Annotated[

@@ -171,7 +171,8 @@ class Sd3Task:
         self.network: nn.Module = _Objective(
             self.transformer, self.text_encoders, config.max_sequence_length
         )
-        self.latents = cached_latents(self.vae, latents_folder(config.vae, config.latents), config.scenes)
+        folder = latents_folder(config.vae, config.latents)
+        self.latents = cached_latents(self.vae, folder, config.scenes)
         self.captions = [caption(sample(seed)) for seed in range(config.scenes)]
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class Folder:
         import diffusers
 
         # A part of ours, which diffusers takes only from a module that has been imported.
-        import rectiflow.models.stacked_unet  # noqa: F401
+        from rectiflow.models import stacked_unet  # noqa: F401
 
         return getattr(diffusers, BUILT_AS.get(self.class_name, self.class_name)).from_pretrained(
             str(self.source),
