@@ -12,8 +12,8 @@ set -eu
 
 OUT=${1:-runs/straighten}
 MODEL=${MODEL:-emoji-sd}
-PROMPTS=${PROMPTS:-emoji:512}
-NUM=${NUM:-512}
+PROMPTS=${PROMPTS:-emoji:256}
+NUM=${NUM:-256}
 CONFIG=${CONFIG:-toy}
 GUIDANCE=${GUIDANCE:-4}
 PAIR_OPTIONS=${PAIR_OPTIONS:-}

@@ -179,19 +179,19 @@ def _toy() -> Recipe:
         "held_out": 16,
         "checkpoint_minutes": 1,
     }
-    teacher = PairPlan("emoji-sd", "dpmpp", 25, 4.0, 2048)
-    reflowed = PairPlan("reflow", "euler", 25, 1.5, 2048)
+    teacher = PairPlan("emoji-sd", "dpmpp", 25, 4.0, 256)
+    reflowed = PairPlan("reflow", "euler", 25, 1.5, 256)
     distill = common | {"kind": "distill", "learning_rate": 1e-4}
-    pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip"), "steps": 60}
+    pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip"), "steps": 40}
     return Recipe(
         "toy",
         "minutes on a CPU with the embedded emoji-sd: to see every part at work, not for quality",
         "emoji-sd",
         (
             Phase(
-                "reflow", common | {"kind": "reflow", "steps": 400, "time_law": "u_shaped"}, teacher
+                "reflow", common | {"kind": "reflow", "steps": 250, "time_law": "u_shaped"}, teacher
             ),
-            Phase("distill-l2", distill | {"steps": 240}, reflowed),
+            Phase("distill-l2", distill | {"steps": 150}, reflowed),
             Phase("distill-clip", distill | pictures, reflowed),
         ),
     )
