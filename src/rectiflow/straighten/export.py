@@ -11,6 +11,7 @@ import copy
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -38,6 +39,9 @@ ONNX = "onnx"
 
 PATHS = ("_name_or_path", "name_or_path")
 """Where libraries note in their files from which place on this machine a part was loaded."""
+
+NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
+"""An embedded model, or one of the hub; a path on this machine tells nobody else anything."""
 
 REFLOWED_GUIDANCE, REFLOWED_STEPS = 1.5, 25
 """For a reflowed flow that was not distilled (InstaFlow, arXiv 2309.06380, section 4)."""
@@ -145,10 +149,9 @@ def completed(record: Mapping[str, Any], model: FlowModel) -> dict[str, Any]:
     before = read_record(place) if place.is_dir() else None
     if "began_as" in full and before is not None:
         full.setdefault("before", before)
-    if place.is_dir():
-        named = (before or {}).get("base_model")
-    else:
-        named = None if origin == "unnamed" else str(origin)
+    named = (before or {}).get("base_model")
+    if not place.is_dir() and origin != "unnamed" and re.fullmatch(NAME, str(origin)):
+        named = str(origin)
     if named is not None:
         full.setdefault("base_model", named)
     return full
@@ -235,9 +238,10 @@ def _check(folder: Path, pipeline: Any, dtype: torch.dtype) -> None:
     """See that what is read from a folder is what was to be written, to the last bit."""
     loaded = Folder(folder, folder.name, FAMILIES).pipeline(dtype)
     for name, part in pipeline.components.items():
-        if not isinstance(part, nn.Module):
+        read = getattr(loaded, name)
+        if not isinstance(part, nn.Module) or read is None:  # a safety checker is not loaded
             continue
-        written, found = part.state_dict(), getattr(loaded, name).state_dict()
+        written, found = part.state_dict(), read.state_dict()
         for key, weight in written.items():
             if key not in found or not torch.equal(weight.cpu(), found[key].to(weight.dtype)):
                 raise WorkError(f"{folder}: {name}.{key} is not what was written: try again")

@@ -109,7 +109,8 @@ class TextEncoder(nn.Module):
         ]
         # The last but one layer, as SDXL was trained with.
         embeds = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
-        return embeds, found[-1][0]
+        # Of the first encoder that has one: the other's first output are its tokens' features.
+        return embeds, next(one[0] for one in found if one[0].ndim == 2)
 
 
 class OneStep(nn.Module):
@@ -151,7 +152,7 @@ class Decoder(nn.Module):
 
     def __init__(self, model: UNetModel) -> None:
         super().__init__()
-        self.vae = plain(model.pipeline.vae)
+        self.vae: Any = plain(model.pipeline.vae)
         self.factor = float(model.pipeline.vae.config.scaling_factor)
 
     def forward(self, latents: Tensor) -> Tensor:
