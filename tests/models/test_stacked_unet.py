@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
@@ -184,6 +186,19 @@ def test_both_are_told_the_guidance_scale(share: bool, remove: bool) -> None:
             theirs = stacked.unets[-1](between, t, text, timestep_cond=told).sample
             assert torch.equal(ours, theirs)
         assert (ours - stacked(x, t, text, timestep_cond=-told).sample).abs().max() > 1e-3
+
+
+@each_kind
+def test_weights_may_wait_elsewhere(share: bool, remove: bool) -> None:
+    """As under offloading, where hooks are put around every module's forward."""
+    stacked, given = make(share, remove), inputs()
+    with torch.no_grad():
+        before = stacked(*given).sample
+        cpu_offload(stacked, execution_device=torch.device("cpu"))
+        for part in stacked.unets:
+            add_hook_to_module(part, ModelHook(), append=True)
+        assert all(weight.is_meta for weight in stacked.parameters())
+        assert torch.equal(stacked(*given).sample, before)
 
 
 def test_a_lora_goes_into_both_and_merges() -> None:

@@ -8,7 +8,7 @@ features of the first one's last up block, of which there are as many channels a
 give, go straight into the second one's down path. Source: Liu et al. 2023, arXiv 2309.06380, which
 finds that this pays after reflow, not before.
 
-With P parameters in a U-Net and M of them in the middle (6e-6 of SD 1.5's 860M) there are
+With P parameters in a U-Net and M of them in the middle (24,004 of SD 1.5's 859.5M) there are
 2 P - M if the two have weights of their own, 2 P with the middle kept, and P if they share their
 weights, whether or not the middle is used: the head that the second pass leaves out is the one that
 the first begins with. Gradients of shared weights are the sum of those of both passes.
