@@ -178,6 +178,27 @@ def test_what_a_finished_store_says(model: FlowModel, whole: Path) -> None:
     }
 
 
+def test_what_guidance_pushes_away_from(model: FlowModel, tmp_path: Path) -> None:
+    make(model, tmp_path / "store", num=3, negative_prompt="a dog")
+    noise = [
+        torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(40 + i)) for i in range(3)
+    ]
+    x = [
+        generate_latents(
+            model,
+            LIST[:3],
+            torch.stack(noise),
+            negative_prompt=negative,
+            num_inference_steps=2,
+            guidance_scale=2.5,
+            solver="euler",
+        ).x.half()
+        for negative in ("a dog", None)
+    ]
+    stored = rows(tmp_path / "store", "x_1")
+    assert torch.equal(stored, x[0]) and not torch.equal(stored, x[1])
+
+
 def test_half_precision_teachers(tmp_path: Path) -> None:
     """The network in its dtype, the states in float32: what `generate_latents` does."""
     model = tiny_model(dtype=torch.bfloat16)
@@ -251,6 +272,10 @@ def test_remembered_prompts_are_bounded_and_the_same(model: FlowModel) -> None:
             assert cache.bytes <= 2 * one
         # The last two are remembered, the other two are not.
         assert calls.count["text"] == 4 + 2 + 2
+        cache = TextCache(model, budget=2 * one)
+        for prompt in ("a", "b", "a", "c", "a"):  # b is what was asked for longest ago
+            cache.encode_prompt(prompt)
+        assert calls.count["text"] == 8 + 3
     with remembering_prompts(model), pytest.raises(ZeroDivisionError):
         assert "encode_prompt" in vars(model)
         raise ZeroDivisionError
@@ -326,7 +351,9 @@ def test_damaged_parts_are_not_used(model: FlowModel, whole: Path, tmp_path: Pat
         make(model, store, keep_seconds=0)
     parts = sorted(store.glob(f"{TEMPORARY}part-*"))
     assert len(parts) == 2
-    parts[0].write_bytes(parts[0].read_bytes()[:-1] + b"\x00\x01")
+    # The last byte is of a latent: the file is sound, and says something else.
+    data = parts[0].read_bytes()
+    parts[0].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     make(model, store, keep_seconds=0)
     assert contents(store) == contents(whole)
 
