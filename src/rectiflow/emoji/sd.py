@@ -103,6 +103,7 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
+        steps_offset=1,
     )
 
 
