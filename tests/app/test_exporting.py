@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rectiflow.app.cli import app
-from rectiflow.app.exporting import export
 from rectiflow.models import load
 from rectiflow.straighten.finished import find_run, load_student
 from rectiflow.straighten.pair_maker import make_pairs
@@ -19,9 +17,6 @@ from tests.app.conftest import Run
 from tests.straighten.stock import python
 from tests.tiny import tiny_sd3
 from tests.tiny_sd import tiny_sd
-
-if not any(command.callback is export for command in app.registered_commands):
-    app.command()(export)
 
 PROMPTS = ["a red apple", "two cats", "a happy dog"]
 SHORT = {

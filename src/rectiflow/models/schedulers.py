@@ -68,8 +68,9 @@ def make_scheduler(model: UNetModel, solver: str) -> Any:
 
     if solver == "ddim" and model.prediction_type == "velocity":
         raise InputError(f"ddim does not know rectified flows such as {model.name}: use euler")
-    # Latents are no pixels: what DDIM would clip by default is their outer parts.
-    more = {"clip_sample": False} if solver == "ddim" else {}
+    # Latents are no pixels: what DDIM would clip by default is their outer parts. The others are of
+    # order 2 whatever the model's own scheduler is: a student's makes Euler steps, by order 1.
+    more = {"clip_sample": False} if solver == "ddim" else {"solver_order": 2}
     return getattr(diffusers, SCHEDULERS[solver]).from_config(
         model.pipeline.scheduler.config, **more
     )

@@ -142,8 +142,9 @@ class UNetModel(FlowModel):
 
     @property
     def default_solver(self) -> str:
-        """DPM-Solver++ for a diffusion model, Euler for a rectified flow."""
-        return "euler" if self.prediction_type == "velocity" else "dpmpp"
+        """DPM-Solver++ for a diffusion model, Euler for a rectified flow or a few-step student."""
+        straight = self.prediction_type == "velocity" or self.metadata.student_steps
+        return "euler" if straight else "dpmpp"
 
     @property
     def default_grid(self) -> str:
@@ -212,8 +213,9 @@ class UNetModel(FlowModel):
             raise InputError(f"num_inference_steps is {num_inference_steps}: give 1 to {total}")
         if path is None:
             return _unipc_grid(num_inference_steps, self.shift, total)
-        left = 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps
-        return path.grid((total * left).round() - 1).float()
+        # As diffusers computes it: a half is rounded to the side on which its last bits are.
+        left = np.arange(total, 0, -total / num_inference_steps)[:num_inference_steps]
+        return path.grid(torch.from_numpy(left.round() - 1)).float()
 
     def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v(x, t | c)` from one call of the network, in float32, or in float64 if `x` is."""
