@@ -17,7 +17,9 @@ from rectiflow._version import __version__
 if TYPE_CHECKING:
     from rectiflow.errors import InputError, WorkError
     from rectiflow.invert import Inversion, invert
+    from rectiflow.models.controlnet import with_control
     from rectiflow.models.generate import generate
+    from rectiflow.models.instaflow import import_instaflow
     from rectiflow.models.load import load
     from rectiflow.report import report
     from rectiflow.steer import PRESETS, EditResult, consistent, edit_chain
@@ -39,17 +41,21 @@ __all__ = [
     "edit",
     "edit_chain",
     "generate",
+    "import_instaflow",
     "invert",
     "load",
     "make_pairs",
     "reflow",
     "report",
+    "with_control",
 ]
 
 # Public name -> the module that defines it.
 _PUBLIC = {
     "load": "rectiflow.models.load",
     "generate": "rectiflow.models.generate",
+    "with_control": "rectiflow.models.controlnet",
+    "import_instaflow": "rectiflow.models.instaflow",
     "invert": "rectiflow.invert",
     "Inversion": "rectiflow.invert",
     "edit": "rectiflow.steer",
