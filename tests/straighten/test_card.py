@@ -81,7 +81,7 @@ def test_the_snippets_run_as_they_stand(tmp_path: Path) -> None:
         codes.append(code.replace("picture.png", f"{name}.png"))
     assert "num_inference_steps=1," in codes[0] and "height=24," in codes[0]
     assert "torch.float16" in codes[0]
-    assert "sigmas=[1.0, 0.75, 0.5, 0.25]," in codes[1]
+    assert "sigmas=[1 - i / 4 for i in range(4)]," in codes[1]
     python("\n".join(codes), tmp_path)
     with Image.open(tmp_path / "student.png") as image:
         assert image.size == (24, 24)

@@ -38,7 +38,9 @@ def write_card(
         dtype: Of the weights in the files.
     """
     steps, guidance = model.default_num_inference_steps, model.default_guidance_scale
-    arguments = stock_arguments(model, steps, guidance)
+    arguments = {k: repr(v) for k, v in stock_arguments(model, steps, guidance).items()}
+    if "sigmas" in arguments:
+        arguments["sigmas"] = f"[1 - i / {steps} for i in range({steps})]"
     few = made_for_few_steps(record.get("config", {}))
     text = (
         _environment()

@@ -85,7 +85,7 @@ def stock_arguments(
     arguments["num_inference_steps"] = steps
     if model.family == "sd3" and steps > 1:
         # Without them its pipeline does not space its points evenly, and ends on a tiny step.
-        arguments["sigmas"] = [round(1 - i / steps, 6) for i in range(steps)]
+        arguments["sigmas"] = [1 - i / steps for i in range(steps)]
     arguments["true_cfg_scale" if model.family == "qwen-image" else "guidance_scale"] = scale
     if model.metadata.max_sequence_length is not None:
         arguments["max_sequence_length"] = model.metadata.max_sequence_length
