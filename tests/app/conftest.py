@@ -13,6 +13,7 @@ from PIL import Image
 
 from rectiflow.app.cli import main
 from rectiflow.models import Metadata, write_metadata
+from tests.app import script
 from tests.app.forks import Forks
 from tests.tiny import T5_LENGTH, tiny_sd3
 
@@ -79,3 +80,19 @@ def forks() -> Iterator[Forks]:
     opened = Forks()
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def script_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    script.write_teacher(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def script_whole(
+    tmp_path_factory: pytest.TempPathFactory, script_teacher: Path, forks: Forks
+) -> Path:
+    """What the script leaves if nothing stops it; tests only read it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return script.from_start_to_end(folder, script_teacher, forks.command)

@@ -9,6 +9,7 @@ waits for its end.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -17,6 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+
+HEAVY = (
+    "accelerate.utils",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "torch.distributed",
+    "transformers.models.clip.modeling_clip",
+    "rectiflow.models.sd",
+    "rectiflow.straighten.api",
+    "rectiflow.straighten.finished",
+    "rectiflow.straighten.pair_maker",
+)
+"""What commands import."""
 
 
 class Ended(NamedTuple):
@@ -88,7 +101,8 @@ def run(address: str, words: list[str]) -> int:
         socket.send_fds(opened, [b"!"], [1, 2])
         opened.sendall(json.dumps(request).encode() + b"\n")
         # The fork is now one of this group, if this process is still there to let it begin.
-        opened.recv(1)
+        if opened.recv(1) != b"?":
+            return 137
         opened.sendall(b"!")
         answer = opened.makefile().readline()
     return int(answer) if answer else 137
@@ -116,18 +130,11 @@ def serve(address: str) -> None:
 
 def _import_everything() -> None:
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    import accelerate.utils
-    import diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
-    import torch.distributed
-    import transformers.models.clip.modeling_clip
-    import transformers.models.clip.tokenization_clip
+    for name in HEAVY:
+        importlib.import_module(name)
+    import torch
 
     import rectiflow.app.exporting
-    import rectiflow.models
-    import rectiflow.models.sd
-    import rectiflow.straighten.api
-    import rectiflow.straighten.finished
-    import rectiflow.straighten.pair_maker  # noqa: F401
     from rectiflow.app import cli
 
     if all(command.name != "export" for command in cli.app.registered_commands):

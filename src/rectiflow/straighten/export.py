@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rectiflow._version import __version__
@@ -90,14 +91,20 @@ def save_pipeline(
             write_card(shown, record, temporary, name=name_of(folder), dtype=dtype)
             _check(temporary, pipeline, dtype)
             put_in_place(temporary, folder)
-        except OSError as error:
-            raise WorkError(f"cannot write {folder}: {error.strerror or error}") from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise WorkError(f"cannot write {folder}: {first_sentence(error)}") from error
+        except (OSError, SafetensorError) as error:
+            raise WorkError(
+                f"cannot write {folder} ({_why(error)}): what was there is untouched; make room on "
+                "the disk and give the same command again"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _why(error: Exception) -> str:
+    """What went wrong with a file, in the system's words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_sentence(error).rpartition(": ")[2].partition(" (os error")[0]
 
 
 def check_folder(folder: Path) -> None:

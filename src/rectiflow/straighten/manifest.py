@@ -212,7 +212,10 @@ def read_prompts(folder: Folder, manifest: Manifest) -> list[str]:
         )
     prompts = unpack_prompts(data, where)
     if len(prompts) != manifest.num_prompts or hash_prompts(prompts) != manifest.prompts_sha256:
-        raise InputError(f"{where} is not the prompt list of the manifest: it has been changed")
+        raise InputError(
+            f"{where} is not the prompt list of the manifest: it has been changed; make the pairs "
+            "again with the same command, which writes the list that they were made with"
+        )
     return prompts
 
 
