@@ -158,6 +158,7 @@ def test_onnx_is_for_one_family(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_onnx_beside_it(run: Run, finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     data = run("export", finished / "run", "-o", tmp_path / "out", "--onnx", "--json").data

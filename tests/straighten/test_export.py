@@ -127,6 +127,7 @@ def test_stock_steps_are_our_euler(name: str, world: World) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_stock_steps_are_our_euler_everywhere(tmp_path: Path) -> None:
     world = make_world(tmp_path, LONG)
     for name, counts in LONG.items():

@@ -85,6 +85,7 @@ def test_one_step_in_onnxruntime(tmp_path: Path) -> None:
 
 @installed
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["rectified", "epsilon", "told", "sdxl"])
 def test_from_noise_and_tokens_to_pixels(name: str, tmp_path: Path) -> None:
     """The three files one after the other, against the model, at batches of 1 and 3."""
