@@ -16,10 +16,11 @@ PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures install install-dev test test-slow lint types pytest format build clean
+.PHONY: help demo straighten figures install install-dev test test-slow lint types pytest format build clean
 
 help:
 	@echo 'make demo       invert and edit bundled pictures, report in $(DEMO)/'
+	@echo 'make straighten from the embedded diffusion model to a one-step model, a toy length'
 	@echo 'make test       lint, types and the default tests'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make figures    measure everything again and write it into docs/ and the README'
@@ -30,6 +31,9 @@ help:
 
 demo: install
 	$(VENV)/bin/rectiflow demo -o $(DEMO)
+
+straighten: install
+	RECTIFLOW=$(VENV)/bin/rectiflow sh examples/straighten.sh
 
 test: lint types pytest
 
@@ -48,6 +52,9 @@ test-slow: install-dev
 
 figures: demo
 	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
+	$(VENV)/bin/rectiflow evaluate emoji-models --model emoji-sd --dtype bfloat16 -o docs/results
+	$(PY) benchmarks/pairs.py --json > docs/results/pairs-cost.json
+	$(PY) benchmarks/train_step.py --json > docs/results/train-step-cost.json
 	$(EDITS) --tune
 	$(EDITS) --tuned docs/results/tuning.json
 	$(EDITS) --masks given
