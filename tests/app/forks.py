@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -24,7 +25,9 @@ HEAVY = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "torch.distributed",
     "transformers.models.clip.modeling_clip",
+    "rectiflow.app.cli",
     "rectiflow.models.sd",
+    "rectiflow.models.stacked_unet",
     "rectiflow.straighten.api",
     "rectiflow.straighten.finished",
     "rectiflow.straighten.pair_maker",
@@ -110,36 +113,23 @@ def run(address: str, words: list[str]) -> int:
 
 def serve(address: str) -> None:
     """Fork for each request until standard input closes."""
-    import select
-    import signal
-
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(16)
-        _import_everything()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing is left of a fork that ended
+        os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+        for name in HEAVY:
+            importlib.import_module(name)
+        forked: set[int] = set()
         print("ready", flush=True)
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
-            if not os.fork():
+            child = os.fork()
+            if not child:
                 listener.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _command(connection)
             connection.close()
-
-
-def _import_everything() -> None:
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    for name in HEAVY:
-        importlib.import_module(name)
-    import torch
-
-    import rectiflow.app.exporting
-    from rectiflow.app import cli
-
-    if all(command.name != "export" for command in cli.app.registered_commands):
-        cli.app.command("export")(rectiflow.app.exporting.export)
-    torch.set_num_threads(1)
+            forked.add(child)
+            forked -= {child for child in forked if os.waitpid(child, os.WNOHANG)[0]}
 
 
 def _command(connection: socket.socket) -> None:

@@ -176,7 +176,11 @@ def test_a_truncated_checkpoint(out: Path, script_whole: Path, train: Callable[.
 def test_a_full_disk_while_training(
     out: Path, script_whole: Path, train: Callable[..., Ended]
 ) -> None:
-    """No file fits that is larger than 100 kB: the last checkpoint first, then the model."""
+    """No file fits that is larger than so: the settings, the last checkpoint, then the model."""
+    new = {"output": "out/another"}
+    says(train("reflow", **new, fsize=500), 1, "cannot write in out/another", "make room")
+    assert hashes(out / "another") == {}
+    shutil.rmtree(out / "another")
     shutil.rmtree(out / "reflow" / "model")
     shutil.rmtree(out / "reflow" / "checkpoint-14")
     before = hashes(out)
@@ -192,6 +196,17 @@ def test_a_full_disk_while_training(
     before = hashes(out)
     says(train("reflow", fsize=100_000), 1, "out/reflow/model", "make room")
     assert hashes(out) == before
+
+
+def test_the_last_sheet_is_drawn_by_whoever_comes_next(
+    out: Path, script_whole: Path, train: Callable[..., Ended]
+) -> None:
+    """A kill came after the last checkpoint, in the middle of drawing."""
+    shutil.rmtree(out / "reflow" / "model")
+    sheet = out / "reflow" / "samples" / "0000014.png"
+    sheet.rename(sheet.with_name(".unfinished.png"))
+    assert train("reflow").code == 0
+    same(out, script_whole)
 
 
 def test_a_full_disk_while_exporting(out: Path, forks: Forks, tmp_path: Path) -> None:

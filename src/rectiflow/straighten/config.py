@@ -105,8 +105,11 @@ class TrainConfig(BaseModel):
         """Write the full configuration as YAML; a file that is there is replaced whole."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 Config = TypeVar("Config", bound=TrainConfig)

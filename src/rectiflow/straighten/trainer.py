@@ -7,7 +7,9 @@ so a run that is killed and resumed, or split over processes, sees the same samp
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import threading
 import time
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, WorkError
 from rectiflow.straighten import checkpoint, processes, run_state
 from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.ema import Ema
@@ -29,6 +31,9 @@ from rectiflow.straighten.optimizer import learning_rate_factor, optimizers
 from rectiflow.straighten.task import Task, check_offers
 
 __all__ = ["Task", "Trainer", "learning_rate_factor", "optimizers"]
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota, a limit on the size of files."""
 
 
 class Trainer:
@@ -100,9 +105,17 @@ class Trainer:
             WorkError: the loss or a gradient is not finite, a checkpoint could not be written, or
                 another process is gone; the last checkpoint is untouched.
         """
-        with processes.together(self.accelerator), self._sitting() as reports:
-            self._train(reports, max_minutes)
-            self.accelerator.wait_for_everyone()
+        try:
+            with processes.together(self.accelerator), self._sitting() as reports:
+                self._train(reports, max_minutes)
+                self.accelerator.wait_for_everyone()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise WorkError(
+                f"cannot write in {self.run} ({error.strerror}): its checkpoints are as they were; "
+                "make room on the disk and go on with the same command"
+            ) from error
 
     def export(self, folder: Path) -> None:
         """Write the EMA weights as the task's model folder, from the first process.
@@ -159,9 +172,11 @@ class Trainer:
                 if stop:
                     break
             feed.close()
-        if self.step > first:
-            if last_save != self.step:
-                self._save(reports)
+        if self.step > first and last_save != self.step:
+            self._save(reports)
+        # A run that was killed after its last checkpoint may lack the last picture.
+        lacking = self.main and not self._picture.is_file()
+        if self.step > first or processes.agreed(self.accelerator, [lacking])[0]:
             self._draw(reports)
 
     def _is_measured(self) -> bool:
@@ -222,12 +237,19 @@ class Trainer:
         self.learner.require_finite()
         with self.learner.averaged():
             if self.main:
-                folder = self.run / "samples"
-                folder.mkdir(exist_ok=True)
-                path = folder / f"{self.step:07d}.png"
-                self.task.draw_samples(path)
+                path = self._picture
+                unfinished = path.with_name(".unfinished.png")
+                path.parent.mkdir(exist_ok=True)
+                self.task.draw_samples(unfinished)
+                if unfinished.is_file():
+                    os.replace(unfinished, path)
                 if reports is not None:
                     reports.picture(path, self.step)
+
+    @property
+    def _picture(self) -> Path:
+        """Where the sheet of the present step is, once it is drawn."""
+        return self.run / "samples" / f"{self.step:07d}.png"
 
     @contextmanager
     def _sitting(self) -> Iterator[MetricsLog | None]:
