@@ -170,7 +170,7 @@ def draw_sheet(model: FlowModel, probe: Probe, path: Path, most: int = 8) -> Non
     ]
     field = conditional(model, cond)
     solved = integrate(field, model.initial_state(x_0), grid, "midpoint").x
-    latents.append((f"{len(grid) - 1} × midpoint", solved))
+    latents.append((f"{len(grid) - 1} midpoint", solved))
     if probe.paired:
         latents.append(("pair", probe.piece.x_1[rows].to(model.device)))
     pictures: list[Tensor] = []
