@@ -74,6 +74,7 @@ def save_pipeline(
         InputError: The folder has other things in it, or a weight does not fit into the dtype.
         WorkError: The files could not be written, or are not what was written.
     """
+    put_back(folder)
     check_folder(folder)
     record = completed(record or {}, model)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -131,12 +132,23 @@ def check_folder(folder: Path) -> None:
 
 def put_in_place(temporary: Path, folder: Path) -> None:
     """Rename a finished folder; an earlier one goes when the new one is there."""
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _aside(folder)
     if folder.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
     os.replace(temporary, folder)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """An earlier export that a kill left aside, before the new one had come, is itself again."""
+    aside = _aside(folder)
+    if aside.is_dir() and not folder.exists():
+        os.replace(aside, folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def name_of(folder: Path) -> str:
