@@ -20,7 +20,7 @@ from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
 from tests.presets import FIXED_POINT
 
-MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3")
+MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3", "emoji-sd")
 MEBIBYTE = 2**20
 
 

@@ -215,7 +215,7 @@ class SdTask:
         images = pipeline(
             captions,
             num_inference_steps=25,
-            guidance_scale=4.0,
+            guidance_scale=5.0,
             height=64,
             width=64,
             generator=[torch.Generator().manual_seed(i) for i in range(len(captions))],
@@ -233,7 +233,7 @@ class SdTask:
         _pipeline(unet.half(), encoder.half(), codec).save_pretrained(folder)
         metadata = Metadata(
             family="sd",
-            default_guidance_scale=4.0,
+            default_guidance_scale=5.0,
             default_num_inference_steps=25,
             default_size=64,
             licence="Apache-2.0",

@@ -179,7 +179,7 @@ def _toy() -> Recipe:
         "held_out": 16,
         "checkpoint_minutes": 1,
     }
-    teacher = PairPlan("emoji-sd", "dpmpp", 25, 4.0, 256)
+    teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 256)
     reflowed = PairPlan("reflow", "euler", 25, 1.5, 256)
     distill = common | {"kind": "distill", "learning_rate": 1e-4}
     pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip"), "steps": 40}
