@@ -46,7 +46,7 @@ assert not {"torch", "diffusers", "transformers", "accelerate", "matplotlib"} & 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Example:") == done.stdout.count("Usage:") == 12
+    assert done.stdout.count("Example:") == done.stdout.count("Usage:") == 15
 
 
 def test_edit_and_replay_in_processes_of_their_own(

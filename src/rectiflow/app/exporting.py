@@ -49,9 +49,9 @@ def export(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a model as a folder that stock diffusers loads, with its record and card.
+    """Write a model as a folder for stock diffusers.
 
-    Of a run it is the averaged weights that are written; a model that was not trained here is
+    Its record and card go with it. Of a run it is the averaged weights that are written; a model that was not trained here is
     written as it is, with the scheduler under which stock diffusers runs its exact velocity field.
     """
     with session(as_json) as terminal:

@@ -71,7 +71,7 @@ def reflow(
     export: run_options.Export = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Straighten a flow on pairs of its noise and what it made of it.
+    """Straighten a flow on pairs of noise and images.
 
     The same command again goes on where it stopped. The run's folder gets its configuration, a
     log, sheets of samples and checkpoints, and in the end the model.
@@ -93,7 +93,9 @@ def distill(
     export: run_options.Export = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Teach a flow to go from noise to its pair's image in one step, or a few.
+    """Teach a flow to take one step, or a few.
+
+    It learns to go from noise to its pair's image at once.
 
     The same command again goes on where it stopped. The run's folder gets its configuration, a
     log, sheets of samples and checkpoints, and in the end the model.
