@@ -34,16 +34,71 @@ def percent(share: float) -> str:
 
 
 def models_table(figures: dict[str, Any]) -> str:
-    judge = figures["judge"]
     rows = [
         ("codec, PSNR of encode–decode", f"{figures['vae_psnr']:.2f} dB", "≥ 32 dB"),
         ("CLIP, caption among 100", percent(figures["clip_top1"]), "≥ 95 %"),
-        ("right emoji", percent(judge["emoji"]), "≥ 80 %"),
-        ("right background", percent(judge["background"]), "≥ 95 %"),
-        ("right count", percent(judge["count"]), "≥ 85 %"),
+        *judged(figures),
     ]
+    return goals_table(rows)
+
+
+def judged(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the judge says of a model's pictures, beside what was to be reached."""
+    goals = {"emoji": "≥ 80 %", "background": "≥ 95 %", "count": "≥ 85 %"}
+    return [(f"right {name}", percent(figures["judge"][name]), goals[name]) for name in goals]
+
+
+def goals_table(rows: list[tuple[str, str, str]]) -> str:
     lines = ["| figure | measured | goal |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {value} | {goal} |" for name, value, goal in rows)])
+
+
+def circumstances(figures: dict[str, Any]) -> str:
+    details = figures["details"]
+    return f"{details['date']}, {details['device']}, {details['threads']} threads"
+
+
+def diffusion_section(figures: dict[str, Any]) -> str:
+    """The embedded diffusion model."""
+    details = figures["details"]
+    return f"""
+`rectiflow evaluate emoji-models --model emoji-sd --dtype bfloat16`
+({circumstances(figures)}): the same captions by the diffusion model,
+{details["num_inference_steps"]} steps of DPM-Solver++, guidance {details["guidance_scale"]}.
+
+{goals_table(judged(figures))}
+"""
+
+
+def straightening_section(results: Path) -> str:
+    """What the parts of straightening cost beside their networks, if it was measured."""
+    pairs, step = results / "pairs-cost.json", results / "train-step-cost.json"
+    if not (pairs.exists() and step.exists()):
+        return ""
+    of_pairs, of_step = json.loads(pairs.read_text()), json.loads(step.read_text())
+    rows = [("making pairs, time beside the bare network", of_pairs["overhead"], 1.05)]
+    rows += [
+        (f"bytes of a pair beside its float16 latents, {name}", ratio, 1.02)
+        for name, ratio in of_pairs["bytes_per_pair"].items()
+    ]
+    rows += [
+        ("a training step beside a bare PyTorch loop", of_step["ratio_wall"], 1.10),
+        ("… in processor time", of_step["ratio_cpu"], 1.10),
+    ]
+    table = goals_table(
+        [(name, f"{value:.4f} ×", f"≤ {limit:.2f} ×") for name, value, limit in rows]
+    )
+    return f"""
+## What straightening costs beside its network
+
+`python benchmarks/pairs.py --json` ({of_pairs["date"]}, {of_pairs["machine"]},
+{of_pairs["threads"]} thread(s), median of {of_pairs["repeats"]} stores of {of_pairs["num"]} pairs,
+`{of_pairs["model"]}`) and `python benchmarks/train_step.py --json` ({of_step["date"]},
+{of_step["threads"]} thread(s), medians of {of_step["repeats"]} blocks of {of_step["steps"]} steps,
+{of_step["parameters"] / 1e6:.1f} M parameters), each in turns with its bare counterpart.
+
+{table}
+"""
 
 
 def edits_table(figures: dict[str, Any], rows: dict[str, Any] | None = None) -> str:
@@ -207,12 +262,15 @@ def demo_picture(demo: Path) -> None:
     contact_sheet(rows, columns=len(cases), scale=2).save(DOCS / "pictures/demo.png", optimize=True)
 
 
+SECTIONS = (masked_section, ablations_section, overhead_section, straightening_section)
+
+
 def main() -> None:
     models = json.loads((DOCS / "results/emoji-models.json").read_text())
     edits = json.loads((DOCS / "results/emoji-edits.json").read_text())
-    details = models["details"]
-    results = DOCS / "results"
-    made = f"{details['date']}, {details['device']}, {details['threads']} threads"
+    details, results = models["details"], DOCS / "results"
+    made = circumstances(models)
+    diffusion = json.loads((results / "emoji-models-emoji-sd.json").read_text())
     first, last = edits["seeds"]
     table = models_table(models)
     page = f"""# Figures
@@ -227,7 +285,7 @@ Written by `make figures`; each table is what one command printed.
 templates of the sprite sheet and knows nothing that was learned.
 
 {table}
-
+{diffusion_section(diffusion)}
 ## Editing
 
 `rectiflow evaluate emoji-edits --dtype {edits["dtype"]}` (the network's dtype; states are float32):
@@ -250,7 +308,7 @@ Paired differences of the PSNR to the true target (bootstrap over edits):
 PSNR to the true target by kind of edit, dB:
 
 {kinds_table(edits)}
-{masked_section(results)}{ablations_section(results)}{overhead_section(results)}"""
+{"".join(section(results) for section in SECTIONS)}"""
     (DOCS / "figures.md").write_text(page, encoding="utf-8")
     fill(
         ROOT / "README.md",
@@ -258,6 +316,8 @@ PSNR to the true target by kind of edit, dB:
     )
     for name in ("emoji-vae", "emoji-clip", "emoji-sd3"):
         fill(ROOT / "src/rectiflow/weights" / name / "README.md", f"{table}\n\n{made}.")
+    card = ROOT / "src/rectiflow/weights/emoji-sd/README.md"
+    fill(card, f"{goals_table(judged(diffusion))}\n\n{circumstances(diffusion)}.")
     demo_picture(ROOT / "demo")
 
 
