@@ -51,8 +51,9 @@ def export(
 ) -> None:
     """Write a model as a folder for stock diffusers.
 
-    Its record and card go with it. Of a run it is the averaged weights that are written; a model that was not trained here is
-    written as it is, with the scheduler under which stock diffusers runs its exact velocity field.
+    Its record and card go with it. Of a run it is the averaged weights that are written; a model
+    that was not trained here is written as it is, with the scheduler under which stock diffusers
+    runs its exact velocity field.
     """
     with session(as_json) as terminal:
         import torch
