@@ -46,7 +46,7 @@ def by_two(forks: Forks, *words: object, cwd: Path) -> Ended:
 def pair_words(teacher: Path) -> list[str]:
     """As the script asks for its first pairs."""
     words = ["pairs", "--model", str(teacher / "tiny"), "--prompts", str(teacher / "prompts.txt")]
-    words += ["--solver", "dpmpp", "--guidance", "4", "--num", str(NUM), *PAIRS.split()]
+    words += ["--solver", "dpmpp", "--guidance", "5", "--num", str(NUM), *PAIRS.split()]
     return [*words, "--out", "pairs-1", "--json"]
 
 
