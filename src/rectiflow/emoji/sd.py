@@ -36,6 +36,8 @@ from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
 TIMESTEPS = 1000
+BLOCK = 64
+"""Samples for which the teacher is asked together."""
 
 
 class SdConfig(TrainConfig):
@@ -153,12 +155,27 @@ class SdTask:
         folder = latents_folder(config.vae, config.latents)
         self.latents = cached_latents(self.vae, folder, config.scenes)
         self.captions = [caption(sample(seed)) for seed in range(config.scenes)]
-        self._known = torch.zeros(config.distinct, dtype=torch.bool)
+        self._known: set[int] = set()
         self._expected = torch.zeros(config.distinct, *self.latents.shape[1:], dtype=torch.float16)
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        seeds, noises, normals, captions = [], [], [], []
         indices = [index % self.config.distinct for index in indices]
+        x_1, x_0, timestep, captions = self._draw(indices)
+        s = self.path.straight_time(timestep)
+        a, b = (c.float()[:, None, None, None] for c in variance_preserving(s))
+        # The pipelines of Stable Diffusion know no shift of latents.
+        x_1 = x_1 + self._shift
+        return {
+            "x_t": a * x_1 + b * x_0,
+            "epsilon": x_0 if self.teacher is None else self._expected_noise(indices),
+            "timestep": timestep.long(),
+            "s": s.float(),
+            "input_ids": tokenize(captions),
+        }
+
+    def _draw(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        """Latents, noise, timesteps and captions of distinct samples."""
+        seeds, noises, normals, captions = [], [], [], []
         for index in indices:
             epoch, place = divmod(index, self.config.scenes)
             seed = permuted(place, epoch, self.config.scenes)
@@ -170,38 +187,29 @@ class SdTask:
             seeds.append(seed)
         # Logit-normal straight times, moved to the nearest timestep there is.
         timestep = self.path.timestep(torch.stack(normals).sigmoid()).round()
-        s = self.path.straight_time(timestep)
-        a, b = (c.float()[:, None, None, None] for c in variance_preserving(s))
-        x_1, x_0 = self.latents[seeds].float(), torch.stack(noises)
-        epsilon = x_0
-        if self.teacher is not None:
-            if not self._known[indices].all():
-                self._expected[indices] = self._expected_noise(x_1, x_0, s, captions).half()
-                self._known[indices] = True
-            epsilon = self._expected[indices].float()
-        # The pipelines of Stable Diffusion know no shift of latents.
-        x_1 = x_1 + self._shift
-        return {
-            "x_t": a * x_1 + b * x_0,
-            "epsilon": epsilon,
-            "timestep": timestep.long(),
-            "s": s.float(),
-            "input_ids": tokenize(captions),
-        }
+        return self.latents[seeds].float(), torch.stack(noises), timestep, captions
 
     @property
     def _shift(self) -> float:
         return (self.vae.config.shift_factor or 0.0) * self.vae.config.scaling_factor
 
-    def _expected_noise(
-        self, x_1: Tensor, x_0: Tensor, s: Tensor, captions: Sequence[str]
-    ) -> Tensor:
-        """`E[x_0 | x]` of the teacher's flow; the shift of the latents leaves it as it is."""
+    def _expected_noise(self, indices: Sequence[int]) -> Tensor:
+        """`E[x_0 | x]` of the teacher's flow; the shift of the latents leaves it as it is.
+
+        The teacher is asked for blocks that do not depend on the batch, so that its answers do not
+        either, to the last bit.
+        """
         assert self.teacher is not None
-        time = s.float()[:, None, None, None]
-        x = (1 - time) * x_0 + time * x_1
-        velocity = self.teacher.velocity(x, s.float(), self.teacher.encode_prompt(captions))
-        return x - time * velocity
+        for block in sorted({index // BLOCK for index in indices} - self._known):
+            rows = range(block * BLOCK, min((block + 1) * BLOCK, self.config.distinct))
+            x_1, x_0, timestep, captions = self._draw(rows)
+            s = self.path.straight_time(timestep).float()
+            time = s[:, None, None, None]
+            x = (1 - time) * x_0 + time * x_1
+            velocity = self.teacher.velocity(x, s, self.teacher.encode_prompt(captions))
+            self._expected[rows.start : rows.stop] = (x - time * velocity).half()
+            self._known.add(block)
+        return self._expected[list(indices)].float()
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The model as diffusers' own pipeline, sharing its weights."""
