@@ -18,9 +18,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rectiflow.models import Metadata, SDModel, SDXLModel
+from rectiflow.models import Conditioning, Metadata, SDModel, SDXLModel
 from rectiflow.models.schedulers import rectified_scheduler
 from tests.tiny import CLIP_LENGTH, WIDTH, _clip, _codec, clip_tokenizer
 
@@ -188,3 +189,9 @@ def tiny_text_encoder() -> CLIPTextModel:
         initializer_factor=4.0,
     )
     return CLIPTextModel(config)
+
+
+def asked(model: SDModel, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:
+    """The network as a stock pipeline asks it."""
+    with torch.no_grad():
+        return model.network(x_t, timestep, encoder_hidden_states=cond.embeds, return_dict=False)[0]

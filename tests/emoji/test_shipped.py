@@ -58,6 +58,27 @@ image.save({str(tmp_path / "lemons.png")!r})
     assert blue > red + 60  # a blue background
 
 
+def test_the_diffusion_model_is_a_stock_pipeline(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["rectiflow"] = None
+import torch
+from diffusers import DiffusionPipeline
+torch.set_num_threads(1)
+pipe = DiffusionPipeline.from_pretrained({str(WEIGHTS / "emoji-sd")!r}, dtype=torch.float32)
+image = pipe("a green apple on a red background", height=64, width=64, num_inference_steps=12,
+             guidance_scale=5.0, generator=torch.Generator().manual_seed(0)).images[0]
+image.save({str(tmp_path / "apple.png")!r})
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    from PIL import Image
+
+    with Image.open(tmp_path / "apple.png") as image:
+        red, green, _ = image.convert("RGB").getpixel((2, 2))  # type: ignore[misc]
+    assert red > green + 60  # a red background
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("preset", [PRESETS["exact"], FIXED_POINT], ids=["exact", "fixed point"])
 def test_scenes_come_back_without_compensation(preset: Preset) -> None:
