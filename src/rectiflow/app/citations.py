@@ -50,7 +50,10 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rectified-diffusion": ("reflow in the network's own prediction", ("wang2025rectified",)),
     "perflow": ("reflow in windows", ("yan2024perflow",)),
     "slimflow": ("reflow with an annealed coupling", ("zhu2024slimflow",)),
-    "ddim": ("Euler on a diffusion model's straightened flow", ("song2021denoising",)),
+    "ddim": (
+        "the preset and the solver `ddim`: Euler on a diffusion model's straightened flow",
+        ("song2021denoising",),
+    ),
     "dopri5": ("the adaptive solver, by torchdiffeq", ("dormand1980family", "torchdiffeq")),
     "ab2": ("Adams-Bashforth of order 2 on any grid", ("hairer1993solving",)),
     "pie-bench": ("the kinds of edits", ("ju2024pnp",)),

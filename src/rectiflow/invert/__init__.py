@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rectiflow.invert.ddim import ddim_inversion, ddim_step
 from rectiflow.invert.euler import euler_inversion
 from rectiflow.invert.fixed_point import fixed_point_inversion
 from rectiflow.invert.inverting import from_latents, from_seed, invert
@@ -17,6 +18,8 @@ __all__ = [
     "InversionResult",
     "Preset",
     "Reconstruction",
+    "ddim_inversion",
+    "ddim_step",
     "euler_inversion",
     "fixed_point_inversion",
     "from_latents",

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rectiflow.flow.measure import noise_statistics
@@ -87,7 +88,8 @@ def path_statistics(scheme: Scheme, path: InversionResult, grid: Tensor) -> list
         drawn to a noise instead of finding one.
     """
     if scheme.inverts and not scheme.noisy:
-        rows = [noise_statistics(noise[None]) for noise in path.trajectory[0]]
+        unit = path.trajectory[0] / torch.hypot(grid[0], 1 - grid[0])  # 1 but for diffusion models
+        rows = [noise_statistics(noise[None]) for noise in unit]
         return [
             {
                 "norm": row.norm,

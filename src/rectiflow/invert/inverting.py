@@ -237,7 +237,7 @@ def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
     tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
     steps = preset.num_inference_steps
     points = make_grid(
-        preset.grid,
+        model.student_grid(steps) if preset.grid == "student" else preset.grid,
         steps,
         shift=model.shift_for(tokens),
         num_tokens=tokens,

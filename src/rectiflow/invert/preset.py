@@ -11,6 +11,7 @@ from rectiflow.errors import InputError
 
 SchemeName = Literal[
     "euler",
+    "ddim",
     "fixed_point",
     "query_offset",
     "two_step",
@@ -29,6 +30,7 @@ Feature = Literal["query", "key", "value"]
 
 SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
     "euler": ("time",),
+    "ddim": ("time",),
     "fixed_point": ("iterations", "tolerance", "average", "warm_start", "stop_at_query"),
     "rf_inversion": ("gamma", "noise_seed"),
     "dna": ("noise_seed",),
@@ -68,7 +70,8 @@ class Preset:
     num_inference_steps: int = 30
     """Of the whole way from noise to image."""
     grid: str = "shifted"
-    """A grid of `make_grid`; `"shifted"` takes the model's own shift."""
+    """A grid of `make_grid`; `"shifted"` takes the model's own shift. Or `"student"`, the model's
+    `student_grid`: of a diffusion model its scheduler's timesteps."""
     strength: float = 1.0
     """The share of the steps that are gone, back and forth, from the image's end on."""
     # Inversion.
@@ -87,7 +90,7 @@ class Preset:
     stop_at_query: bool = False
     """Take the point where the field was last asked, whose velocity and features are known."""
     time: Literal["noisier", "cleaner"] = "noisier"
-    """At which end of the step Euler's inversion tells the network to be."""
+    """At which end of the step Euler's or DDIM's inversion tells the network to be."""
     gamma: float = 0.5
     """How strongly RF-Inversion is drawn to its noise."""
     noise_seed: int = 0

@@ -55,6 +55,16 @@ PRESETS: dict[str, Preset] = {
         adaln_ratio=0.0,
         attention_ratio=0.0,
     ),
+    "ddim": Preset(
+        reference="Denoising Diffusion Implicit Models (DDIM): their inversion, and the target "
+        "prompt, nothing else",
+        num_inference_steps=50,
+        grid="student",
+        scheme="ddim",
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=0.0,
+    ),
     "directedit": Preset(
         reference="DirectEdit: Step-Level Accurate Inversion for Flow-Based Image Editing",
         # Its script: 30 steps, inverted at guidance 1 and edited at 2; values of all tokens, for 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rectiflow.invert.ddim import DDIMInversion
 from rectiflow.invert.dna import DirectNoiseAlignment
 from rectiflow.invert.euler import EulerInversion
 from rectiflow.invert.fireflow import FireFlowInversion
@@ -19,6 +20,7 @@ SCHEMES: dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
         EulerInversion(),
+        DDIMInversion(),
         FixedPoint(),
         QueryOffset(),
         TwoStep(),

@@ -102,7 +102,10 @@ class Inversion:
         """
         if not self.inverted or self.preset.strength < 1:
             return None
-        return noise_statistics(self.noise)
+        # A diffusion model's path may begin a little after 0; there it is its own state, of unit
+        # variance, that is like noise.
+        t = self.grid[0]
+        return noise_statistics(self.noise / torch.hypot(t, 1 - t))
 
     @property
     def inverted(self) -> bool:
