@@ -1,0 +1,220 @@
+"""COCO captions: which pictures are drawn, and from which captions (Lin et al., arXiv 1405.0312).
+
+A folder holds ``annotations/captions_val2017.json`` or ``annotations/captions_val2014.json``, with
+``{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}``, and the
+pictures below ``val2017/`` or ``val2014/``. Of each picture the *first* caption counts, the one of
+the lowest annotation id. The data is its makers'; rectiflow reads it where the user has put it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from rectiflow.errors import InputError
+
+SPLITS = ("val2017", "val2014")
+DRAWN = {"val2014": 30_000}
+"""Pictures that are drawn from a split (`draw_ids`); of another split all are listed."""
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One picture of the list."""
+
+    id: int
+    number: int
+    """Its place in the list, from 0."""
+    picture: Path
+    caption: str
+    """In one line: white space is made single spaces."""
+
+
+@dataclass(frozen=True)
+class Coco:
+    """What is in a data folder: the pinned list of pictures, or its beginning."""
+
+    folder: Path
+    split: str
+    selection: str
+    """How the list came about."""
+    images: tuple[CocoImage, ...]
+    list_hash: str
+    """Of the whole list, ids and captions, whatever `first` has left of it."""
+
+    @property
+    def ids_hash(self) -> str:
+        """SHA-256 of the ids in decimal, each with a newline."""
+        return _lines_hash(str(image.id) for image in self.images)
+
+    @property
+    def captions_hash(self) -> str:
+        """SHA-256 of the captions in UTF-8, each with a newline."""
+        return _lines_hash(image.caption for image in self.images)
+
+    def first(self, n: int | None) -> Coco:
+        """The same with the first n pictures only, all if None."""
+        return dataclasses.replace(self, images=self.images[:n])
+
+
+def draw_ids(ids: Iterable[int], n: int) -> list[int]:
+    """N ids in the order of the SHA-256 of their decimal digits.
+
+    A draw without a generator: the same on every machine, with every version of every library, and
+    the first m of it are the draw of m.
+
+    Example:
+        >>> draw_ids(range(10), 3)
+        [8, 5, 4]
+    """
+    return sorted(ids, key=lambda i: hashlib.sha256(str(i).encode()).digest())[:n]
+
+
+def read_ids(file: Path) -> list[int]:
+    """The ids in a text file, one a line; empty lines do not count.
+
+    Raises:
+        InputError: it cannot be read, holds something else, or an id twice, or none.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--ids {file} cannot be read: give a text file of ids") from error
+    ids = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text and not (text.isascii() and text.isdigit()):
+            raise InputError(f"{file}, line {number}: {text[:40]!r} is no image id; one a line")
+        ids += [int(text)] if text else []
+    if not ids or len(set(ids)) < len(ids):
+        raise InputError(f"{file} holds {'an id twice' if ids else 'no ids'}: give each id once")
+    return ids
+
+
+def read_coco(folder: Path, split: str | None = None, ids: Sequence[int] | None = None) -> Coco:
+    """Read and check a data folder.
+
+    The list of val2017 is all pictures in the order of their ids (COCO-2017-5k); that of val2014
+    is `draw_ids` of 30 000 (COCO-2014-30k); other ids can be given, in the order they are to have.
+
+    Args:
+        folder: with ``annotations/`` and the pictures in it.
+        split: one of `SPLITS`; the one that is there if None.
+        ids: the list itself.
+
+    Raises:
+        InputError: something is missing or malformed; the line names it.
+    """
+    split = _split(folder) if split is None else split
+    file = _captions(folder, split)
+    names, captions = _read(file)
+    if ids is not None:
+        chosen, selection = list(ids), "given"
+        unknown = next((i for i in chosen if i not in names), None)
+        if unknown is not None:
+            raise InputError(f"{file} has no image {unknown}: correct the list of ids")
+    elif split in DRAWN:
+        chosen = draw_ids(names, DRAWN[split])
+        selection = f"the first {DRAWN[split]} in the order of sha256(id)"
+    else:
+        chosen, selection = sorted(names), "all in the order of ids"
+    silent = next((i for i in chosen if i not in captions), None)
+    if silent is not None:
+        raise InputError(f"{file}: image {silent} has no caption; leave it out with --ids")
+    images = tuple(
+        CocoImage(i, number, folder / split / names[i], captions[i])
+        for number, i in enumerate(chosen)
+    )
+    for image in images:
+        _check_picture(image)
+    return Coco(
+        folder,
+        split,
+        selection,
+        images,
+        _lines_hash(f"{image.id} {image.caption}" for image in images),
+    )
+
+
+def _split(folder: Path) -> str:
+    found = [split for split in SPLITS if _captions(folder, split).is_file()]
+    if len(found) > 1:
+        raise InputError(f"{folder} has captions of {' and '.join(found)}: choose with --split")
+    if not found:
+        raise InputError(
+            f"{folder} is no COCO folder: it has no annotations/captions_val2017.json; give the "
+            "folder with annotations/ and val2017/ in it"
+        )
+    return found[0]
+
+
+def _captions(folder: Path, split: str) -> Path:
+    return folder / "annotations" / f"captions_{split}.json"
+
+
+def _read(file: Path) -> tuple[dict[int, PurePosixPath], dict[int, str]]:
+    """Image id → file name, and image id → first caption."""
+    try:
+        data = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}): unpack COCO's annotations there"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}): download it again") from error
+    names: dict[int, PurePosixPath] = {}
+    for entry in _entries(file, data, "images", {"id": int, "file_name": str}):
+        path = PurePosixPath(entry["file_name"])
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise InputError(f"{file}: file_name {str(path)!r} leaves the folder of pictures")
+        if entry["id"] in names:
+            raise InputError(f"{file}: image {entry['id']} is there twice; download it again")
+        names[entry["id"]] = path
+    if not names:
+        raise InputError(f"{file} lists no images: download it again")
+    wanted = {"id": int, "image_id": int, "caption": str}
+    first: dict[int, tuple[int, str]] = {}
+    for entry in _entries(file, data, "annotations", wanted):
+        found = (entry["id"], " ".join(entry["caption"].split()))
+        known = first.setdefault(entry["image_id"], found)
+        first[entry["image_id"]] = min(known, found)
+    return names, {image: caption for image, (_, caption) in first.items()}
+
+
+def _entries(file: Path, data: Any, what: str, wanted: dict[str, type]) -> list[dict[str, Any]]:
+    entries = data.get(what) if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise InputError(f"{file} has no list {what!r}: give COCO's captions_*.json")
+    for number, entry in enumerate(entries):
+        for key, kind in wanted.items():
+            if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
+                raise InputError(f"{file}: {key} of {what}[{number}] is missing or malformed")
+    return entries
+
+
+def _check_picture(image: CocoImage) -> None:
+    """See that a picture is there and is one, before hours are spent on the first ones."""
+    try:
+        with Image.open(image.picture):
+            pass
+    except FileNotFoundError as error:
+        raise InputError(
+            f"the picture {image.picture} of image {image.id} is missing: unpack all of "
+            f"{image.picture.parent.name}/ there"
+        ) from error
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{image.picture} cannot be read as a picture: unpack it again") from error
+
+
+def _lines_hash(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
