@@ -1,0 +1,213 @@
+"""Fréchet distance between two sets of features: how far apart two piles of pictures are.
+
+The name is the features': with a CLIP's they make a "Fréchet distance in CLIP features", and only
+with Inception's of 2015 is it the FID of the literature.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from rectiflow.errors import InputError
+
+PARTS = 10
+"""Of the jackknife."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianStatistics:
+    """Mean and covariance of features, all that the distance sees of them; float64."""
+
+    mean: NDArray[np.float64]
+    """[D]."""
+    covariance: NDArray[np.float64]
+    """[D, D], divided by count - 1; zeros of a single feature vector."""
+    count: int
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> GaussianStatistics:
+        """The statistics of features [N, D].
+
+        Raises:
+            InputError: There are none, or they are not numbers.
+
+        Example:
+            >>> GaussianStatistics.of([[0.0], [2.0]]).covariance
+            array([[2.]])
+        """
+        rows = np.asarray(features, np.float64)
+        if rows.ndim != 2 or len(rows) == 0 or not np.isfinite(rows).all():
+            raise InputError(f"features are finite numbers [N, D], not {list(rows.shape)} of them")
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(mean, centred.T @ centred / max(1, len(rows) - 1), len(rows))
+
+    def merge(self, other: GaussianStatistics) -> GaussianStatistics:
+        """The statistics of both sets together, to rounding (Chan et al. 1979)."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        scatter = sum(part.covariance * (part.count - 1) for part in (self, other))
+        scatter += np.outer(step, step) * (self.count * other.count / count)
+        mean = self.mean + step * (other.count / count)
+        return GaussianStatistics(mean, scatter / (count - 1), count)
+
+    def digest(self) -> str:
+        """SHA-256 over the numbers' bytes: what a table names its reference by.
+
+        It is kept by `save` and `load`. Computed again on another machine or in other batches the
+        numbers may differ in their last bits, and then so does this.
+        """
+        found = hashlib.sha256(str(self.count).encode())
+        for numbers in (self.mean, self.covariance):
+            found.update(np.ascontiguousarray(numbers, "<f8").tobytes())
+        return found.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays = {
+            "mean": np.ascontiguousarray(self.mean),
+            "covariance": np.ascontiguousarray(self.covariance),
+            "count": np.array(self.count, np.int64),
+        }
+        save_file(arrays, temporary, {"digest": self.digest()})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path, digest: str | None = None) -> GaussianStatistics:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+            digest: What it is pinned to.
+
+        Raises:
+            InputError: There is no such file, it holds something else, or it has another digest.
+        """
+        try:
+            arrays = load_file(path)
+            found = cls(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+        except FileNotFoundError as error:
+            raise InputError(f"there is no file {path} of reference statistics") from error
+        except (SafetensorError, KeyError, OSError, TypeError) as error:
+            raise InputError(f"{path} holds no statistics of features: make it again") from error
+        if digest is not None and found.digest() != digest:
+            raise InputError(
+                f"{path} holds other reference statistics ({found.digest()[:12]}) than are asked "
+                f"for ({digest[:12]}): figures against the two do not compare"
+            )
+        return found
+
+
+def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """`‖μ_a - μ_b‖² + tr(Σ_a + Σ_b - 2 (Σ_a Σ_b)^½)`, squared as in the literature; 0 or more.
+
+    The trace of the root is the sum of the singular values of `Σ_a^½ Σ_b^½`, which takes no root
+    of a small difference. Of finite sets it is too large, by about 1 / N: compare equal N.
+    Source: Heusel et al. 2017, arXiv 1706.08500, eq. 6.
+
+    Raises:
+        InputError: A set has fewer than two members, or they have different features.
+
+    Example:
+        >>> one, two = ([[0.0], [2.0]], [[3.0], [9.0]])  # means 1 and 6, deviations √2 and √18
+        >>> round(frechet_distance(GaussianStatistics.of(one), GaussianStatistics.of(two)), 9)
+        33.0
+    """
+    if min(a.count, b.count) < 2:
+        raise InputError("a Fréchet distance needs two or more pictures on either side")
+    if a.mean.shape != b.mean.shape:
+        raise InputError(f"features of {len(a.mean)} and of {len(b.mean)} numbers do not compare")
+    cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    total = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    return max(0.0, float(np.square(a.mean - b.mean).sum() + total))
+
+
+@dataclass(frozen=True)
+class FrechetEstimate:
+    """A Fréchet distance of a set of pictures from a reference, and how well it is known."""
+
+    value: float
+    left_out: tuple[float, ...]
+    """The distance with each part of the set left out in turn."""
+
+    @property
+    def standard_error(self) -> float:
+        """See `jackknife_error`: of the drawing of the set's pictures, the reference being fixed;
+        it does not cover the bias of a finite set, nor how the model happened to be trained.
+        """
+        return jackknife_error(self.left_out)
+
+    def minus(self, other: FrechetEstimate) -> dict[str, float]:
+        """This distance less another one's, of pictures of the same seeds, with its 95 % interval.
+
+        The parts are the same captions and the same noise in both, so what is common to both
+        drops out: the interval is narrower than the two apart would give.
+        """
+        pairs = zip(self.left_out, other.left_out, strict=True)
+        half = 1.96 * jackknife_error([one - two for one, two in pairs])
+        mean = self.value - other.value
+        return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def frechet_estimate(
+    features: ArrayLike, reference: GaussianStatistics, parts: int = PARTS
+) -> FrechetEstimate:
+    """The Fréchet distance of features from a reference, with its jackknife.
+
+    Args:
+        features: [N, D].
+        reference: What they are compared with.
+        parts: Part j has the features j, j + parts, …; there are at most N.
+
+    Raises:
+        InputError: As `frechet_distance`; or there are fewer than three features.
+    """
+    rows = np.asarray(features, np.float64)
+    if len(rows) < 3:
+        raise InputError(f"{len(rows)} pictures say nothing of a Fréchet distance: give 3 or more")
+    parts = min(parts, len(rows))
+    each = [GaussianStatistics.of(rows[j::parts]) for j in range(parts)]
+    left_out = (
+        frechet_distance(
+            functools.reduce(GaussianStatistics.merge, each[:j] + each[j + 1 :]), reference
+        )
+        for j in range(parts)
+    )
+    return FrechetEstimate(
+        frechet_distance(GaussianStatistics.of(rows), reference), tuple(left_out)
+    )
+
+
+def jackknife_error(left_out: Sequence[float]) -> float:
+    """The delete-a-group standard error `√((g - 1)/g Σ_j (θ_(j) - mean)²)` of g values.
+
+    `θ_(j)` is the figure without part j. Source: Shao and Tu, The Jackknife and Bootstrap (1995),
+    section 2.3. Of a mean it is the usual standard error, by g parts.
+
+    Example:
+        >>> jackknife_error([2.5, 2.0, 1.5])  # the mean of 1, 2, 3
+        0.577
+    """
+    values = np.asarray(left_out, np.float64)
+    g = len(values)
+    return math.sqrt((g - 1) / g * float(np.square(values - values.mean()).sum()))
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric square root; what is negative by rounding counts as 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: NDArray[np.float64] = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return root
