@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rectiflow.models.controlnet import with_control
     from rectiflow.models.generate import generate
     from rectiflow.models.instaflow import import_instaflow
+    from rectiflow.models.latent_walk import interpolate
     from rectiflow.models.load import load
+    from rectiflow.models.refine import refine
     from rectiflow.report import report
     from rectiflow.steer import PRESETS, EditResult, consistent, edit_chain
     from rectiflow.steer.edit import edit
@@ -42,9 +44,11 @@ __all__ = [
     "edit_chain",
     "generate",
     "import_instaflow",
+    "interpolate",
     "invert",
     "load",
     "make_pairs",
+    "refine",
     "reflow",
     "report",
     "with_control",
@@ -54,6 +58,8 @@ __all__ = [
 _PUBLIC = {
     "load": "rectiflow.models.load",
     "generate": "rectiflow.models.generate",
+    "refine": "rectiflow.models.refine",
+    "interpolate": "rectiflow.models.latent_walk",
     "with_control": "rectiflow.models.controlnet",
     "import_instaflow": "rectiflow.models.instaflow",
     "invert": "rectiflow.invert",

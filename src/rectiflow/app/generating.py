@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rectiflow.app import options, record
-from rectiflow.app.console import evaluations, session
+from rectiflow.app.console import session
+from rectiflow.app.generating_pictures import Wanted, paint_pictures
+from rectiflow.app.generating_refined import Refinement
 from rectiflow.app.generating_together import Together, paint_together
+from rectiflow.app.generating_walk import Walk, paint_walk
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from rectiflow.models.base import FlowModel
 
 
@@ -24,7 +24,8 @@ def generate(
         list[str],
         typer.Argument(
             metavar="PROMPT...",
-            help="What the picture should show; several with --consistent.",
+            help="What the picture should show; several with --consistent, and with --interpolate "
+            "two to go from one to the other.",
             show_default=False,
         ),
     ],
@@ -57,6 +58,61 @@ def generate(
         ),
     ] = False,
     settings: options.Settings = None,
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet",
+            help="Instead of files one sheet of all pictures, made together: a preview. With "
+            "--pick or --refine, a sheet of those beside the files.",
+        ),
+    ] = False,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDS", help="Write these of the preview alone: 3,7.", show_default=False
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Refine the pictures by another model, with noise and back.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="The share of that noise, up to 1.  [default: 0.5]", show_default=False),
+    ] = None,
+    refine_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the refining model from noise alone, of which the last part is made.  "
+            "[default: the model's]",
+            show_default=False,
+        ),
+    ] = None,
+    refine_guidance: Annotated[
+        float | None,
+        typer.Option(help="Likewise.  [default: the model's]", show_default=False),
+    ] = None,
+    interpolate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDS",
+            help="A film from one seed's picture to the next one's: 3,9,12. -o names a .gif, .mp4, "
+            "or .png for a sheet.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(help="Pictures of the film.  [default: 24]", show_default=False),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Of them in a second.  [default: 10]", show_default=False),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or for one picture a .png file.")
     ] = Path("out"),
@@ -70,6 +126,9 @@ def generate(
 ) -> None:
     """Generate pictures from a prompt.
 
+    With a one-step model, look first and choose then: -n 16 --sheet shows 16 seeds on one sheet,
+    --pick 3,7 writes those, and --refine MODEL makes them over by a many-step model.
+    With --interpolate, a film between the pictures of several seeds.
     With --consistent, one for each of several prompts: the first leads, the others start from its
     noise and keep its subject, more of it with --set attention_ratio=0.5.
 
@@ -77,100 +136,85 @@ def generate(
     """
     with session(as_json) as terminal:
         options.check_finite("--guidance", guidance)
+        refinement = Refinement.of(refine, strength, refine_steps, refine_guidance)
+        chosen = {"--sheet": sheet, "--pick": pick is not None, "--refine": refine is not None}
+        filmed = {"--frames": frames is not None, "--fps": fps is not None}
         if consistent:
             fixed = {"--negative": negative, "--count": count > 1, "--solver": solver is not None}
-            given = [name for name, value in fixed.items() if value]
-            if given:
-                raise InputError(f"--consistent does not take {', '.join(given)}: leave it out")
+            fixed |= chosen | {"--interpolate": interpolate is not None} | filmed
+            _refuse_all("--consistent", fixed)
             wanted = Together(prompts, seed, steps, guidance, height, width, settings or [], output)
             preset = wanted.check()
             loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
             paint_together(loaded, wanted, preset, options.parts_of(model, base, lora), terminal)
             return
-        if len(prompts) > 1 or settings:
-            what = "several prompts are" if len(prompts) > 1 else "--set is"
-            raise InputError(f"{what} for --consistent: give it too, or one prompt alone")
-        (prompt,) = prompts
-        single = output.suffix.lower() == ".png"
-        if single and count > 1:
-            raise InputError(f"{count} pictures do not fit into {output}: give a folder with -o")
-        if single:
-            options.output_file(output, ".png")
+        if interpolate is None and len(prompts) > 1:
+            raise InputError(
+                "several prompts are for --consistent, and two for --interpolate: give one of "
+                "these too, or one prompt alone"
+            )
+        if settings:
+            raise InputError("--set is for --consistent: give it too, or leave --set out")
+        film, pictures, seeds = None, None, []
+        if interpolate is None:
+            _refuse_all("a picture without --interpolate", filmed)
+            pictures = Wanted(seed, count, sheet, pick, refinement, output)
+            seeds = pictures.check()
         else:
-            options.output_folder(output)
+            own = {"--seed": seed > 0, "--count": count > 1}
+            _refuse_all("--interpolate", own | chosen)
+            film = Walk(
+                prompts,
+                interpolate,
+                24 if frames is None else frames,
+                10.0 if fps is None else fps,
+                output,
+            )
+            film.check()
         loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
-        if guidance is None:
-            guidance = loaded.default_guidance_scale
-        if negative and guidance == 1:
+        about = _about(loaded, prompts[0], negative, steps, guidance, solver, height, width)
+        about |= options.parts_of(model, base, lora)
+        if negative and about["guidance_scale"] == 1:
             terminal.warn("the negative prompt has no effect at guidance 1")
-        from rectiflow.models.schedulers import SCHEDULERS
-
-        solver = loaded.default_solver if solver is None else solver
-        about = (
-            record.of_model(loaded)
-            | options.parts_of(model, base, lora)
-            | {
-                "command": "generate",
-                "prompt": prompt,
-                "negative_prompt": negative,
-                "num_inference_steps": loaded.default_num_inference_steps
-                if steps is None
-                else steps,
-                "guidance_scale": guidance,
-                # Solvers of diffusers stand on their own.
-                "grid": None if solver in SCHEDULERS else loaded.default_grid,
-                "method": solver,
-                "height": loaded.default_size if height is None else height,
-                "width": loaded.default_size if width is None else width,
-            }
-        )
-        from rectiflow.models.memory import out_of_memory_explained
-        from rectiflow.report import save_png
-
-        started, nfe = time.perf_counter(), 0
-        images: list[dict[str, Any]] = []
-        with evaluations(loaded, "generating") as bar, out_of_memory_explained(loaded):
-            for number in range(count):
-                bar.set_description(f"generating {number + 1} of {count}")
-                made = about | {"seed": seed + number}
-                image, spent = paint(loaded, made)
-                nfe += spent
-                file = output if single else output / f"{seed + number}.png"
-                save_png(image, file, made)
-                images.append(
-                    {"image": file.name, "prompt": prompt, "seed": seed + number, "nfe": spent}
-                )
-        seconds = time.perf_counter() - started
-        folder = output.parent if single else output
-        data = {
-            "model": loaded.name,
-            "settings": about,
-            "images": images,
-            "nfe": nfe,
-            "seconds": seconds,
-            "warnings": terminal.warnings,
-        }
-        lines = [str(folder / entry["image"]) for entry in images]
-        lines.append(f"{nfe} network samples in {seconds:.1f} s")
-        terminal.result(data, "\n".join(lines))
+        if film is not None:
+            paint_walk(loaded, about, film, terminal)
+            return
+        assert pictures is not None
+        refiner = None
+        if refine is not None:
+            refiner = options.load_model(refine, dtype, device, offload=offload)
+        paint_pictures(loaded, about, seeds, pictures, refiner, terminal)
 
 
-def paint(model: FlowModel, made: dict[str, Any]) -> tuple[Image.Image, int]:
-    """The picture that a record of `generate` describes, and the network samples it cost.
+def _refuse_all(what: str, given: dict[str, Any]) -> None:
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise InputError(f"{what} does not take {', '.join(named)}: leave it out")
 
-    One at a time: in a batch its last bits would depend on its company.
-    """
-    from rectiflow.models import generate_latents, initial_noise, to_pil
 
-    noise = initial_noise(model, [made["seed"]], made["height"], made["width"])
-    solution = generate_latents(
-        model,
-        made["prompt"],
-        noise,
-        negative_prompt=made["negative_prompt"],
-        num_inference_steps=made["num_inference_steps"],
-        guidance_scale=made["guidance_scale"],
-        grid=made["grid"],
-        solver=made["method"],
-    )
-    return to_pil(model.decode(solution.x))[0], solution.nfe
+def _about(
+    loaded: FlowModel,
+    prompt: str,
+    negative: str | None,
+    steps: int | None,
+    guidance: float | None,
+    solver: str | None,
+    height: int | None,
+    width: int | None,
+) -> dict[str, Any]:
+    """The record that all pictures share: what was asked for, and the model's defaults."""
+    from rectiflow.models.schedulers import SCHEDULERS
+
+    solver = loaded.default_solver if solver is None else solver
+    return record.of_model(loaded) | {
+        "command": "generate",
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "num_inference_steps": loaded.default_num_inference_steps if steps is None else steps,
+        "guidance_scale": loaded.default_guidance_scale if guidance is None else guidance,
+        # Solvers of diffusers stand on their own.
+        "grid": None if solver in SCHEDULERS else loaded.default_grid,
+        "method": solver,
+        "height": loaded.default_size if height is None else height,
+        "width": loaded.default_size if width is None else width,
+    }

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, one_line, session
-from rectiflow.app.generating import paint
+from rectiflow.app.generating_pictures import paint
+from rectiflow.app.generating_refined import repaint
 from rectiflow.app.results import source_hash
 from rectiflow.errors import InputError, WorkError
 
@@ -68,6 +69,11 @@ def replay(
 
         made = read_png(picture)
         command = made.get("command")
+        if command == "generate --sheet":
+            raise InputError(
+                f"{picture} is a sheet: replay one of the pictures on it, after `rectiflow "
+                "generate --pick` has written it"
+            )
         if command in ("chain", "generate --consistent", "invert"):
             raise InputError(
                 f"{picture} is one of several that `rectiflow {command}` made together: run that "
@@ -85,6 +91,11 @@ def replay(
             _check_weights(loaded, made, picture)
             with evaluations(loaded, "replaying"):
                 new = _again(loaded, made, picture)
+            if "refinement" in made:
+                refiner = options.load_model(made["refinement"]["model"], dtype, device)
+                _check_weights(refiner, made["refinement"], picture)
+                with evaluations(refiner, "refining"):
+                    new = repaint(refiner, new, made)[0]
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
