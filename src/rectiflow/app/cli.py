@@ -23,6 +23,7 @@ from rectiflow.app import (
     inverting,
     pairs_inspect,
     provenance,
+    reproducing,
     straightening,
     training,
 )
@@ -66,6 +67,7 @@ for command, example in (
     (exporting.export, "rectiflow export runs/distill -o one-step"),
     (training.train, "rectiflow train emoji-vae --set batch_size=16 -o runs/vae --max-minutes 30"),
     (evaluating.evaluate, "rectiflow evaluate emoji-edits --limit 24 --json"),
+    (reproducing.reproduce, "rectiflow reproduce instaflow --size small --processes 2"),
     (inventory.models, "rectiflow models"),
     (inventory.doctor, "rectiflow doctor"),
     (provenance.info, "rectiflow info out/edit-1.png"),

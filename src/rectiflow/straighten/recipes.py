@@ -197,8 +197,45 @@ def _toy() -> Recipe:
     )
 
 
+def _emoji() -> Recipe:
+    common: dict[str, Any] = {
+        "start": "exact",
+        "batch_size": 64,
+        "learning_rate": 3e-4,
+        "muon_learning_rate": 5e-4,
+        "warmup_steps": 20,
+        "ema_decay": 0.99,
+        "mixed_precision": "bf16",
+        "measure_every": 200,
+        "log_every": 20,
+        "held_out": 64,
+        "held_out_batch": 64,
+        "held_out_steps": 10,
+        "checkpoint_minutes": 2,
+    }
+    teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 8192)
+    reflowed = PairPlan("reflow", "euler", 8, 1.5, 8192)
+    reflow = common | {"kind": "reflow", "steps": 1600, "decay_steps": 400, "time_law": "u_shaped"}
+    distill = common | {"kind": "distill", "steps": 600, "decay_steps": 150}
+    pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip")}
+    short = {"steps": 300, "decay_steps": 75, "measure_every": 100}
+    direct = {"steps": 2200, "decay_steps": 550}
+    return Recipe(
+        "emoji-instaflow",
+        "the shipped emoji-2rf and emoji-instaflow, and direct distillation at equal training",
+        "emoji-sd",
+        (
+            Phase("reflow", reflow, teacher),
+            Phase("distill-l2", distill, reflowed),
+            Phase("distill-clip", distill | pictures | short, reflowed),
+            Phase("direct-l2", distill | direct, teacher, baseline=True),
+            Phase("direct-clip", distill | pictures | short, teacher, baseline=True),
+        ),
+    )
+
+
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for recipe in (_preliminary(), _instaflow(), _stacked(), _toy())
+    recipe.name: recipe for recipe in (_preliminary(), _instaflow(), _stacked(), _toy(), _emoji())
 }
 
 

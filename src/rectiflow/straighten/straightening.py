@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
 from rectiflow.straighten import monitor, times
+from rectiflow.straighten.attention import use_plain_attention
 from rectiflow.straighten.coupling import Coupling, Piece
 from rectiflow.straighten.losses import PERCEPTUAL, Perceptual, picture_distance
 from rectiflow.straighten.objective import EndObjective, Objective, VelocityObjective, pack
@@ -49,6 +50,7 @@ class StraightenTask:
     ) -> None:
         self.config, self.student, self.coupling = config, student, coupling
         self.record = record or {}
+        use_plain_attention(student.network)
         self._texts, self._lock = TextCache(student, CACHE_BYTES), Lock()
         self.grids = {k: student.student_grid(k) for k in sorted(set(config.student_steps))}
         self.network: nn.Module = self._objective()

@@ -1,0 +1,1 @@
+"""A paper's claims, measured: what to train, what to measure, and how it went."""

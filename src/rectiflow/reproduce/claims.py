@@ -1,0 +1,214 @@
+"""InstaFlow's claims, and what the figures say of each: it holds, it does not, or cannot be told.
+
+The letters are those of this project's list; published figures are COCO-2017 FIDs of Liu et al.
+2023, arXiv 2309.06380. "Holds" means that 95 % intervals do not overlap, in its direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rectiflow.reproduce.figures import Estimate, Figures
+from rectiflow.reproduce.instaflow import SEEDS
+
+HOLDS, FAILS, EVEN, MISSING = "holds", "does not hold", "not told apart", "not run"
+SLIGHTLY = 1.5
+"""Of a Fréchet distance: up to so many times the teacher's counts as a slight drop in quality."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a claim.
+
+    Args:
+        key: Its letter.
+        claim: In words.
+        published: The paper's figures.
+        verdict: One of the four words above.
+        sentence: The figures it rests on.
+    """
+
+    key: str
+    claim: str
+    published: str
+    verdict: str
+    sentence: str
+
+
+def all_claims(figures: Figures) -> list[Verdict]:
+    """The verdict on each claim."""
+    return [
+        Verdict(key, claim, published, *decide(figures)) for key, claim, published, decide in CLAIMS
+    ]
+
+
+def seeded(kind: str) -> list[str]:
+    """The rows of a kind of one-step student, over the training seeds."""
+    return [f"{kind}-{seed}-at-1" for seed in SEEDS]
+
+
+def shown(value: Estimate, digits: int = 2) -> str:
+    """A figure with half its interval."""
+    return f"{value.mean:.{digits}f} ± {value.half:.{digits}f}"
+
+
+Decision = tuple[str, str]
+
+
+def _less(a: Estimate | None, b: Estimate | None, words: str, digits: int = 2) -> Decision:
+    """Whether `a` is less than `b`; `words` has a place for each."""
+    if a is None or b is None:
+        return MISSING, "–"
+    sentence = words.format(shown(a, digits), shown(b, digits))
+    if a.n > 1 and b.n > 1:
+        sentence += f" ({min(a.n, b.n)} seeds)"
+    verdict = HOLDS if a.below(b) else FAILS if b.below(a) else EVEN
+    return verdict, sentence
+
+
+def _together(*decisions: Decision) -> Decision:
+    """One verdict on several comparisons, of which some may not have been run."""
+    ran = [one for one in decisions if one[0] != MISSING]
+    if not ran:
+        return MISSING, "–"
+    verdicts = {verdict for verdict, _ in ran}
+    verdict = verdicts.pop() if len(verdicts) == 1 else "in part"
+    return verdict, "; ".join(f"{sentence}: {word}" for word, sentence in ran)
+
+
+def _reflow_first(figures: Figures) -> Decision:
+    def compared(label: str, ours: list[str], direct: list[str]) -> Decision:
+        words = f"{label}, Fréchet distance {{}} after reflow, {{}} directly"
+        return _less(figures.over(ours, "frechet"), figures.over(direct, "frechet"), words)
+
+    return _together(
+        compared("as shipped", ["emoji-instaflow-at-1"], ["emoji-direct-at-1"]),
+        compared("exact start", seeded("one"), seeded("direct")),
+        compared("re-used weights, as the paper", seeded("paper-one"), seeded("paper-direct")),
+    )
+
+
+def _straighter(figures: Figures) -> Decision:
+    flow = "flow-emoji-2rf" if "flow-emoji-2rf" in figures.rows else "flow-2rf-0"
+    return _together(
+        *(
+            _less(
+                figures.of(flow, figure),
+                figures.of("flow-teacher", figure),
+                f"{name} {{}} of the 2-rectified flow, {{}} of the teacher under guidance",
+                digits=3,
+            )
+            for name, figure in (("S(Z)", "straightness"), ("E‖x_1 − x_0‖²/d", "transport_cost"))
+        )
+    )
+
+
+def _resembles(figures: Figures) -> Decision:
+    def compared(label: str, one: tuple[list[str], str], direct: list[str]) -> Decision:
+        names, own = one
+        after = figures.over(names, f"likeness:{own}")
+        before = figures.over(direct, "likeness:teacher-at-25")
+        if after is None or before is None:
+            return MISSING, "–"
+        a, b = (Estimate(1e3 * x.mean, 1e3 * x.half, x.n) for x in (after, before))
+        words = f"{label}, mean squared distance to its own teacher's picture {{}}·10⁻³ after "
+        return _less(a, b, words + "reflow, {}·10⁻³ directly")
+
+    return _together(
+        compared(
+            "as shipped",
+            (["emoji-instaflow-at-1"], "emoji-2rf-at-25"),
+            ["emoji-direct-at-1"],
+        ),
+        compared("seed 0", (["one-0-at-1"], "2rf-0-at-8"), ["direct-0-at-1"]),
+    )
+
+
+def _few_steps(figures: Figures) -> Decision:
+    found = [
+        _less(
+            figures.of(f"emoji-2rf-at-{mine}", "frechet"),
+            figures.of(f"teacher-at-{theirs}", "frechet"),
+            f"Fréchet distance {{}} at {mine} step{'s' * (mine > 1)}, "
+            f"{{}} of the teacher with DPM-Solver++ at {theirs}",
+        )
+        for mine, theirs in ((1, 1), (2, 2), (2, 4), (4, 4), (8, 8))
+    ]
+    return _together(*found)
+
+
+def _guidance(figures: Figures) -> Decision:
+    alphas = ("1.0", "1.5", "2.0", "3.0", "5.0")
+    found = {
+        alpha: one
+        for alpha in alphas
+        if (one := figures.of(f"alpha-{alpha}-at-25", "frechet")) is not None
+    }
+    if len(found) < len(alphas):
+        return MISSING, "–"
+    best = min(found, key=lambda alpha: found[alpha].mean)
+    listed = ", ".join(f"{value.mean:.2f} at {alpha}" for alpha, value in found.items())
+    worse = found[best].below(found["5.0"])
+    verdict = HOLDS if float(best) <= 2 and worse else FAILS
+    return verdict, f"Fréchet distance at 25 steps by α: {listed}; least at {best}"
+
+
+def _stacking(figures: Figures) -> Decision:
+    def compared(label: str, stacked: str, single: str) -> Decision:
+        a, b = figures.of(stacked, "frechet"), figures.of(single, "frechet")
+        return _less(a, b, f"{label}, {{}} stacked, {{}} single")
+
+    after = compared("after reflow", "stacked-at-1", "single-at-1")
+    before = compared("before", "stacked-direct-at-1", "single-direct-at-1")
+    if MISSING in (after[0], before[0]):
+        return MISSING, "–"
+    verdict = HOLDS if after[0] == HOLDS and before[0] != HOLDS else FAILS
+    return verdict, f"Fréchet distance {after[1]}; {before[1]}"
+
+
+def _many_steps(figures: Figures) -> Decision:
+    ours, teacher = (figures.of(f"{name}-at-25", "frechet") for name in ("emoji-2rf", "teacher"))
+    if ours is None or teacher is None:
+        return MISSING, "–"
+    sentence = f"Fréchet distance at 25 steps {shown(ours)}, of the teacher {shown(teacher)}"
+    if not teacher.below(ours):
+        return (EVEN if not ours.below(teacher) else FAILS), sentence + " (no drop)"
+    ratio = ours.mean / teacher.mean
+    return (HOLDS if ratio <= SLIGHTLY else FAILS), f"{sentence}, {ratio:.2f} times as much"
+
+
+CLAIMS: tuple[tuple[str, str, str, Callable[[Figures], Decision]], ...] = (
+    (
+        "a",
+        "Direct distillation is clearly worse than reflow and distillation at equal training",
+        "40.9 against 31.0",
+        _reflow_first,
+    ),
+    ("b", "Reflow lowers S(Z) and the transport cost", "a plot", _straighter),
+    (
+        "c",
+        "After reflow the distilled student resembles its teacher's picture more",
+        "pictures",
+        _resembles,
+    ),
+    (
+        "d",
+        "In few steps the 2-rectified flow beats the teacher with DPM-Solver++",
+        "47.0, 31.3 in 1 and 2 steps; SD 1.5 31.7 in 8",
+        _few_steps,
+    ),
+    (
+        "e",
+        "α in [1, 2] serves the 2-rectified flow; more of it makes pictures worse",
+        "α = 1.5 chosen",
+        _guidance,
+    ),
+    ("f", "A stacked U-Net pays after reflow, not before", "24.6; 52.0 without reflow", _stacking),
+    (
+        "g",
+        "Many-step quality drops slightly by reflow",
+        "21.5 against 20.1 at 25 steps",
+        _many_steps,
+    ),
+)

@@ -1,0 +1,130 @@
+"""The plots of a study, and its models' pictures from equal noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rectiflow.emoji.caption import caption
+from rectiflow.emoji.scene import sample
+from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
+from rectiflow.report.sheet import contact_sheet
+from rectiflow.reproduce.figures import Estimate, Figures
+from rectiflow.reproduce.measuring import pictures
+from rectiflow.reproduce.study import Student
+from rectiflow.reproduce.workshop import Workshop
+
+COLUMNS = 8
+STEPS = (1, 2, 4, 8, 25)
+ALPHAS = ("1.0", "1.5", "2.0", "3.0", "5.0")
+SHEET = {
+    "teacher-at-25": "teacher, 25 steps",
+    "emoji-2rf-at-25": "2-rectified, 25",
+    "teacher-at-4": "teacher, 4",
+    "emoji-2rf-at-2": "2-rectified, 2",
+    "teacher-at-1": "teacher, 1",
+    "emoji-2rf-at-1": "2-rectified, 1",
+    "2rf-0-at-1": "2-rectified, 1 (short)",
+    "emoji-direct-at-1": "direct, 1",
+    "direct-0-at-1": "direct, 1 (short)",
+    "one-0-at-1": "distilled, 1 (short)",
+    "emoji-instaflow-at-1": "emoji-instaflow, 1",
+}
+"""Rows of the sheet, from above."""
+
+
+def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, str]:
+    """Draw what the figures that are there allow.
+
+    Args:
+        workshop: Where the pictures lie.
+        figures: What was measured.
+        folder: Where plots and sheet go.
+
+    Returns:
+        What each shows, by the file's name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plots: dict[str, tuple[Callable[[Figures], Figure | None], str]] = {
+        "steps.svg": (_by_steps, "Fréchet distance by the number of steps"),
+        "alpha.svg": (_by_guidance, "Fréchet distance of emoji-2rf by its guidance α"),
+    }
+    drawn: dict[str, str] = {}
+    for name, (plot, words) in plots.items():
+        if (figure := plot(figures)) is not None:
+            save_figure(figure, folder / name)
+            drawn[name] = words
+    if (figure := _by_setting(workshop, figures)) is not None:
+        save_figure(figure, folder / "settings.svg")
+        drawn["settings.svg"] = "One-step error after reflow by what was changed"
+    if sheet := [name for name in SHEET if name in figures.rows]:
+        _sheet(workshop, sheet, folder / "pictures.png")
+        drawn["pictures.png"] = "Equal captions and noise in every column"
+    return drawn
+
+
+def _series(values: dict[float, Estimate]) -> tuple[list[float], list[float], list[list[float]]]:
+    """x, y and both ends of the interval."""
+    ends = [[one.low for one in values.values()], [one.high for one in values.values()]]
+    return list(values), [one.mean for one in values.values()], ends
+
+
+def _by_steps(figures: Figures) -> Figure | None:
+    lines = {}
+    for label, name in (("teacher, DPM-Solver++", "teacher"), ("2-rectified flow", "emoji-2rf")):
+        found = {
+            float(k): one
+            for k in STEPS
+            if (one := figures.of(f"{name}-at-{k}", "frechet")) is not None
+        }
+        if len(found) > 1:
+            lines[label] = _series(found)
+    if (one := figures.of("emoji-instaflow-at-1", "frechet")) is not None:
+        lines["distilled"] = _series({1.0: one})
+    if len(lines) < 2:
+        return None
+    return line_plot(lines, x_label="steps", y_label="Fréchet distance")
+
+
+def _by_guidance(figures: Figures) -> Figure | None:
+    lines = {}
+    for steps in (1, 25):
+        found = {
+            float(alpha): one
+            for alpha in ALPHAS
+            if (one := figures.of(f"alpha-{alpha}-at-{steps}", "frechet")) is not None
+        }
+        if len(found) > 1:
+            lines[f"{steps} step{'s' * (steps > 1)}"] = _series(found)
+    if not lines:
+        return None
+    return line_plot(lines, x_label="guidance α", y_label="Fréchet distance")
+
+
+def _by_setting(workshop: Workshop, figures: Figures) -> Figure | None:
+    bars = {}
+    for item in workshop.study.items:
+        if isinstance(item, Student) and "2rf" in item.name:
+            one = figures.of(f"flow-{item.name}", "error:1")
+            if one is not None:
+                bars[item.name.removeprefix("2rf-")] = (one.mean, one.low, one.high)
+    if len(bars) < 3:
+        return None
+    return bar_with_intervals(bars, x_label="one-step error, per dimension")
+
+
+def _sheet(workshop: Workshop, rows: list[str], file: Path) -> None:
+    cells, words = [], []
+    for name in rows:
+        drawn = pictures(workshop, name)[:COLUMNS]
+        for column, picture in enumerate(drawn):
+            cells.append(picture.astype(np.float64) / 255)
+            words.append(SHEET[name] if column == 0 else caption(sample(HELD_OUT + column)))
+    sheet = contact_sheet(cells, columns=COLUMNS, scale=2, captions=words)
+    unfinished = file.with_name(f".{file.name}.tmp")
+    sheet.save(unfinished, format="PNG", optimize=True)
+    unfinished.replace(file)

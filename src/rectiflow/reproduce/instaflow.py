@@ -1,0 +1,251 @@
+"""InstaFlow (Liu et al. 2023, arXiv 2309.06380) on the embedded world: what to train and measure.
+
+The paper's recipe re-uses the teacher's weights under another meaning, draws times uniformly and
+compares velocities by L2. Its students are called `paper-…` here; `exact-…` keep the field that the
+teacher defines exactly, and everything else is tried as a single change of those. A student and
+what it is compared with see the same number of training samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rectiflow.models.load import WEIGHTS
+from rectiflow.reproduce.study import Flow, Item, Pictures, Settings, Store, Student, Study
+from rectiflow.straighten.recipes import get_recipe
+
+TEACHER = "emoji-sd"
+GUIDANCE = 5.0
+STEPS = 25
+SHIPPED = "emoji-instaflow"
+"""The recipe of the models that ship."""
+
+COMMON: Settings = {
+    "start": "exact",
+    "batch_size": 32,
+    "learning_rate": 3e-4,
+    "warmup_steps": 20,
+    "ema_decay": 0.98,
+    "log_every": 20,
+    "measure_every": 0,
+    "held_out": 0,
+    "sample_minutes": 1e6,
+    "checkpoint_minutes": 2,
+}
+REUSE: Settings = {"start": "reuse"}
+U_SHAPED: Settings = {"time_law": "u_shaped"}
+SEEDS = (0, 1, 2)
+K_STEPS = (2, 4, 8)
+STACKING = ("stacked", "single", "stacked-direct", "single-direct")
+NUM = 5000
+"""Pictures of a row that a Fréchet distance is taken of; `FEW` where rows only vary one setting."""
+FEW = 1000
+
+
+def instaflow(size: Literal["small", "full"]) -> Study:
+    """The study, at a size.
+
+    `small` trains one seed of what claims (a) and (b) need; `full` three, and everything else.
+    """
+    return _small() if size == "small" else _full()
+
+
+def _phase(kind: str, steps: int, **more: Any) -> Settings:
+    return COMMON | {"kind": kind, "steps": steps, "decay_steps": steps // 4} | more
+
+
+def _reflow(steps: int, **more: Any) -> Settings:
+    return _phase("reflow", steps, **more)
+
+
+def _distill(steps: int, **more: Any) -> tuple[Settings, Settings]:
+    """L2, then for a quarter of the steps the distance of pictures in emoji-clip's features."""
+    seen: Settings = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip")}
+    return (
+        _phase("distill", steps - steps // 4, **more),
+        _phase("distill", steps // 4, **(seen | more)),
+    )
+
+
+def _reflowed_pairs(student: str, num: int, guidance_scale: float = 1.5) -> Store:
+    """What a 2-rectified flow makes of noise, in few steps since it is nearly straight."""
+    return Store(f"pairs-of-{student}", student, num, 8, guidance_scale, "euler")
+
+
+def _at(model: str, steps: int, num: int, *against: str, **more: Any) -> Pictures:
+    """A row of pictures, named for its model and steps."""
+    return Pictures(f"{model}-at-{steps}", model, steps, num=num, against=against, **more)
+
+
+def _teacher_at(steps: int, num: int) -> Pictures:
+    return Pictures(f"teacher-at-{steps}", TEACHER, steps, GUIDANCE, "dpmpp", num)
+
+
+def _small() -> Study:
+    steps = 200
+    teacher = Store("pairs-teacher", TEACHER, 1024, STEPS, GUIDANCE)
+    pairs = _reflowed_pairs("2rf-0", 1024)
+    items: list[Item] = [
+        teacher,
+        Student("2rf-0", TEACHER, teacher.name, (_reflow(steps, **U_SHAPED),)),
+        pairs,
+        Student("one-0", "2rf-0", pairs.name, _distill(steps)),
+        Student("direct-0", TEACHER, teacher.name, _distill(2 * steps)),
+        Flow("flow-teacher", TEACHER, GUIDANCE, 128),
+        Flow("flow-2rf-0", "2rf-0", 1.0, 128),
+        _teacher_at(STEPS, 500),
+        *(_at(name, 1, 500, "teacher-at-25") for name in ("2rf-0", "one-0", "direct-0")),
+    ]
+    return Study("instaflow", "small", tuple(items))
+
+
+def _full() -> Study:
+    steps = 400
+    teacher = Store("pairs-teacher", TEACHER, 8192, STEPS, GUIDANCE)
+    held_out = Store("pairs-held-out", TEACHER, 256, STEPS, GUIDANCE, held_out=True)
+    return Study(
+        "instaflow",
+        "full",
+        (
+            teacher,
+            held_out,
+            *_shipped(teacher),
+            *_rows(),
+            *_chains(0, steps, teacher),
+            *_variations(steps, teacher),
+            *(item for seed in SEEDS[1:] for item in _chains(seed, steps, teacher)),
+        ),
+    )
+
+
+def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> list[Item]:
+    """Reflow, pairs of the result, distillation; and as many samples of direct distillation."""
+    flow, one, direct = (f"{prefix}{kind}-{seed}" for kind in ("2rf", "one", "direct"))
+    pairs = _reflowed_pairs(flow, 2048)
+    reflow = _reflow(steps, seed=seed, **(U_SHAPED if not prefix else {}), **more)
+    few = Pictures(f"{flow}-at-8", flow, pairs.num_inference_steps, pairs.guidance_scale, num=FEW)
+    return [
+        Student(flow, TEACHER, teacher.name, (reflow,)),
+        _flow(flow),
+        pairs,
+        Student(one, flow, pairs.name, _distill(steps, seed=seed)),
+        Student(direct, TEACHER, teacher.name, _distill(2 * steps, seed=seed, **more)),
+        few,
+        *(_flow(name, straight=False) for name in (one, direct)),
+        _at(flow, 1, FEW, "teacher-at-25"),
+        _at(one, 1, NUM, "teacher-at-25", few.name),
+        _at(direct, 1, NUM, "teacher-at-25"),
+    ]
+
+
+def _chains(seed: int, steps: int, teacher: Store) -> list[Item]:
+    """Our way and the paper's, with direct distillation beside each."""
+    paper = _chain("paper-", seed, steps, teacher, **REUSE)
+    return [*_chain("", seed, steps, teacher), *paper]
+
+
+def _variations(steps: int, teacher: Store) -> list[Item]:
+    """One setting at a time; stacked students; k steps; fewer samples; pairs made on the fly."""
+    clip = str(WEIGHTS / "emoji-clip")
+    changed: dict[str, Settings] = {
+        "time-uniform": {"time_law": "uniform"},
+        "time-logit-normal": {"time_law": "logit_normal"},
+        "time-grid": {"time_law": "grid"},
+        "loss-huber": {"loss": "pseudo_huber"},
+        "loss-lpips-huber": {"loss": "lpips_huber", "lpips_weights": clip},
+        "loss-of-prediction": {"loss_space": "prediction"},
+        "curation-longest": {"drop_longest": 0.1},
+        "curation-flip": {"flip": 0.5},
+        "coupling-annealed": {"anneal_steps": steps // 2},
+    }
+    found: list[Item] = []
+    for name, settings in changed.items():
+        phase = _reflow(steps, **(U_SHAPED | settings))
+        found.append(Student(f"2rf-{name}", TEACHER, teacher.name, (phase,)))
+        found.append(_flow(f"2rf-{name}"))
+    pairs = _reflowed_pairs("2rf-0", 2048)
+    short: list[Item] = []
+    for share in (3, 5):
+        flow, made = f"2rf-of-1-in-{share}", _reflowed_pairs(f"2rf-of-1-in-{share}", 2048)
+        short += [
+            Student(flow, TEACHER, teacher.name, (_reflow(steps // share, **U_SHAPED),)),
+            made,
+            Student(f"one-of-1-in-{share}", flow, made.name, _distill(steps // share)),
+            _flow(flow),
+            _flow(f"one-of-1-in-{share}", straight=False),
+            _at(f"one-of-1-in-{share}", 1, NUM, "teacher-at-25"),
+        ]
+    few: Settings = {"student_steps": [1, 2, 4, 8]}
+    stacked: Settings = {"stacked": "separate"}
+    online: Settings = {
+        "kind": "reflow",
+        "num_inference_steps": 8,
+        "guidance_scales": [GUIDANCE],
+        "solver": "dpmpp",
+        "steps": steps // 4,
+        "decay_steps": steps // 16,
+    }
+    return [
+        *short,
+        *found,
+        Student("k-step", "2rf-0", pairs.name, (_phase("distill", steps // 2, **few),)),
+        Student("stacked", "2rf-0", pairs.name, (_phase("distill", steps, **stacked),)),
+        Student("single", "2rf-0", pairs.name, (_phase("distill", steps),)),
+        Student("stacked-direct", TEACHER, teacher.name, (_phase("distill", steps, **stacked),)),
+        Student("single-direct", TEACHER, teacher.name, (_phase("distill", steps),)),
+        Student("online", TEACHER, None, (COMMON | U_SHAPED | online,)),
+        _flow("online"),
+        *(_at(name, k, FEW, "teacher-at-25") for name in ("k-step", "one-0") for k in K_STEPS),
+        _at("k-step", 1, FEW, "teacher-at-25"),
+        *(_at(name, 1, FEW, "teacher-at-25") for name in STACKING),
+    ]
+
+
+def _shipped(teacher: Store) -> list[Item]:
+    """The models that ship, by their own recipe; and direct distillation of as many samples."""
+    recipe = {phase.name: phase for phase in get_recipe(SHIPPED).phases}
+    plan = recipe["distill-l2"].pairs
+    assert plan.num is not None
+    pairs = Store(
+        "pairs-of-emoji-2rf",
+        "emoji-2rf",
+        plan.num,
+        plan.num_inference_steps,
+        plan.guidance_scale,
+        plan.solver,
+    )
+
+    def trained(name: str, begins: str, store: Store, *phases: str) -> Student:
+        return Student(name, begins, store.name, tuple(recipe[phase].settings for phase in phases))
+
+    return [
+        trained("emoji-2rf", TEACHER, teacher, "reflow"),
+        pairs,
+        trained("emoji-instaflow", "emoji-2rf", pairs, "distill-l2", "distill-clip"),
+        trained("emoji-direct", TEACHER, teacher, "direct-l2", "direct-clip"),
+    ]
+
+
+def _rows() -> list[Item]:
+    """What is measured of the models that ship, beside their teacher."""
+    rows: list[Item] = [
+        Flow("flow-teacher", TEACHER, GUIDANCE),
+        _flow("emoji-2rf"),
+        _teacher_at(STEPS, NUM),
+        _at("emoji-2rf", STEPS, NUM, "teacher-at-25"),
+        _at("emoji-instaflow", 1, NUM, "teacher-at-25", "emoji-2rf-at-25"),
+        _at("emoji-direct", 1, NUM, "teacher-at-25"),
+        *(_teacher_at(k, NUM) for k in (4, 2, 1, 8)),
+        *(_at("emoji-2rf", k, NUM, "teacher-at-25") for k in (2, 1, 4, 8)),
+    ]
+    for steps in (1, STEPS):
+        rows += [
+            Pictures(f"alpha-{alpha}-at-{steps}", "emoji-2rf", steps, alpha, num=FEW)
+            for alpha in (1.0, 1.5, 2.0, 3.0, 5.0)
+        ]
+    return rows
+
+
+def _flow(model: str, straight: bool = True) -> Flow:
+    """How straight a model is, and how far few steps end from the teacher's latents."""
+    return Flow(f"flow-{model}", model, pairs="pairs-held-out", straight=straight)

@@ -1,0 +1,249 @@
+"""The page of a study: verdicts, tables, plots and pictures, all from its figures."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from rectiflow._version import __version__
+from rectiflow.reproduce import drawings
+from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
+from rectiflow.reproduce.figures import Estimate, Figures
+from rectiflow.reproduce.instaflow import SEEDS
+from rectiflow.reproduce.study import Store, Student
+from rectiflow.reproduce.workshop import Workshop
+
+
+def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
+    """Write the page and its pictures, from what is there.
+
+    Args:
+        workshop: The study.
+        file: The page, Markdown; pictures go into a folder of its name beside it.
+
+    Returns:
+        By letter `{"claim", "verdict", "sentence"}`.
+    """
+    figures = Figures(workshop)
+    verdicts = all_claims(figures)
+    pictures = drawings.draw_all(workshop, figures, file.with_suffix(""))
+    sections = [
+        _head(workshop),
+        _verdict_table(verdicts),
+        *(f"![{words}]({file.stem}/{name})" for name, words in pictures.items()),
+        _pictures_table(figures),
+        _seeds_table(figures),
+        _variations_table(workshop, figures),
+        _budget_table(workshop, figures),
+        _not_run(workshop),
+    ]
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    unfinished = file.with_name(f".{file.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
+    return {
+        verdict.key: {
+            "claim": verdict.claim,
+            "verdict": verdict.verdict,
+            "sentence": verdict.sentence,
+        }
+        for verdict in verdicts
+    }
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; empty if it has no rows."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    if not lines:
+        return ""
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
+
+
+def _head(workshop: Workshop) -> str:
+    study = workshop.study
+    students = [item for item in study.items if isinstance(item, Student)]
+    samples = sum(student.samples for student in students if workshop.there(student))
+    pairs = sum(
+        item.num for item in study.items if isinstance(item, Store) and workshop.there(item)
+    )
+    dtype = str(workshop.dtype).removeprefix("torch.")
+    return f"""# InstaFlow on the embedded world
+
+Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {dtype}`
+({datetime.date.today().isoformat()}, {platform.machine()}, torch {torch.__version__},
+rectiflow {__version__}). The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were
+made and {samples} samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv
+2309.06380) at the size of a world of emoji: signs and rankings can be compared with the paper's,
+figures cannot.
+
+*Fréchet distance* is that of two Gaussians in the features of `emoji-clip`, between pictures drawn
+for held-out captions and 5000 true pictures; it is not FID, and depends on the number of pictures.
+*Emoji, background, count* are shares of 600 pictures that the sprite judge reads as their captions
+say. S(Z) and transport cost are per dimension of a latent, on held-out noise. ± is half a 95 %
+interval: over training seeds (Student's t) where a row has several, else over pictures or
+trajectories. Every model draws from the same noise for the same captions."""
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> str:
+    rows = [(f"({v.key}) {v.claim}", v.published, f"**{v.verdict}**", v.sentence) for v in verdicts]
+    return "## The paper's claims\n\n" + table(("claim", "published", "here", "by"), rows)
+
+
+def _value(value: Estimate | None, digits: int = 2, factor: float = 1) -> str:
+    if value is None:
+        return "–"
+    return shown(Estimate(factor * value.mean, factor * value.half, value.n), digits)
+
+
+def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, ...] | None:
+    """A row of pictures' figures, of one model or of several seeds; None if none is there."""
+    there = [name for name in names if name in figures.rows]
+    if not there:
+        return None
+    first = figures.rows[there[0]]
+    return (
+        label,
+        str(first["num_inference_steps"]),
+        str(first["n"]),
+        str(len(there)),
+        _value(figures.over(there, "frechet")),
+        _value(figures.over(there, "clip_score"), 3),
+        *(_value(figures.over(there, key), 1, 100) for key in ("emoji", "background", "count")),
+        _value(figures.over(there, "likeness:teacher-at-25"), 1, 1e3),
+    )
+
+
+K = (1, 2, 4, 8)
+QUALITY = (
+    "model",
+    "steps",
+    "pictures",
+    "seeds",
+    "Fréchet distance",
+    "CLIP score",
+    "emoji %",
+    "background %",
+    "count %",
+    "to the teacher's picture ×10³",
+)
+
+
+def _pictures_table(figures: Figures) -> str:
+    singles = [
+        *(("teacher, DPM-Solver++, α 5", f"teacher-at-{k}") for k in (25, 8, 4, 2, 1)),
+        *(("`emoji-2rf`", f"emoji-2rf-at-{k}") for k in (25, 8, 4, 2, 1)),
+        ("`emoji-instaflow`", "emoji-instaflow-at-1"),
+        ("direct distillation of as many samples", "emoji-direct-at-1"),
+    ]
+    rows = [_quality(figures, label, [name]) for label, name in singles]
+    text = table(QUALITY, [row for row in rows if row])
+    return f"## The models that ship\n\n{text}" if text else ""
+
+
+def _seeds_table(figures: Figures) -> str:
+    kinds = {
+        "2rf": "2-rectified flow, exact start",
+        "one": "… distilled",
+        "direct": "direct distillation, exact start",
+        "paper-2rf": "2-rectified flow, re-used weights",
+        "paper-one": "… distilled: the paper's recipe",
+        "paper-direct": "direct distillation, re-used weights",
+    }
+    rows = [_quality(figures, label, seeded(kind)) for kind, label in kinds.items()]
+    more = {
+        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in (1, 2, 4, 8)},
+        **{f"one-0-at-{k}": "one-step student, seed 0" for k in (2, 4, 8)},
+        "single-at-1": "distilled by L2, single, after reflow",
+        "stacked-at-1": "distilled by L2, stacked, after reflow",
+        "single-direct-at-1": "distilled by L2, single, without reflow",
+        "stacked-direct-at-1": "distilled by L2, stacked, without reflow",
+    }
+    rows += [_quality(figures, label, [name]) for name, label in more.items()]
+    for steps in (1, 25):
+        rows += [
+            _quality(figures, f"`emoji-2rf`, α {alpha}", [f"alpha-{alpha}-at-{steps}"])
+            for alpha in ("1.0", "1.5", "2.0", "3.0", "5.0")
+        ]
+    text = table(QUALITY, [row for row in rows if row])
+    return f"## At equal training, over seeds, and one setting at a time\n\n{text}" if text else ""
+
+
+def _variations_table(workshop: Workshop, figures: Figures) -> str:
+    """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
+    labels = {
+        "emoji-2rf": "as shipped, u-shaped times",
+        **{f"2rf-{seed}": f"exact start, u-shaped times, L2 (seed {seed})" for seed in SEEDS},
+        **{f"paper-2rf-{seed}": f"re-used weights, uniform times (seed {seed})" for seed in SEEDS},
+        "2rf-time-uniform": "uniform times",
+        "2rf-time-logit-normal": "logit-normal times",
+        "2rf-time-grid": "only the time of one step",
+        "2rf-loss-huber": "pseudo-Huber",
+        "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features",
+        "2rf-loss-of-prediction": "L2 of the network's own prediction",
+        "2rf-curation-longest": "without the tenth of longest pairs",
+        "2rf-curation-flip": "half of the pairs mirrored",
+        "2rf-coupling-annealed": "annealed from independent noise",
+        "online": "pairs made on the fly, a quarter of the samples",
+    }
+    rows = []
+    for name, label in labels.items():
+        row = f"flow-{name}"
+        if row not in figures.rows:
+            continue
+        student = workshop.study.item(name)
+        assert isinstance(student, Student)
+        errors = [_value(figures.of(row, f"error:{k}"), 3) for k in (1, 2, 4, 8)]
+        straight = _value(figures.of(row, "straightness"), 4)
+        cost = _value(figures.of(row, "transport_cost"), 3)
+        rows.append((label, str(student.samples), straight, cost, *errors))
+    if teacher := figures.of("flow-teacher", "straightness"):
+        cost = _value(figures.of("flow-teacher", "transport_cost"), 3)
+        rows.insert(0, ("the teacher, α 5", "–", _value(teacher, 4), cost, *4 * ("–",)))
+    head = ("reflow", "samples", "S(Z)", "transport cost", *(f"error, {k} steps" for k in K))
+    text = table(head, rows)
+    if not text:
+        return ""
+    return f"""## Reflow, one setting at a time
+
+The error of k steps is the mean square, per dimension, between where k Euler steps end and the
+teacher's own latents (25 steps of DPM-Solver++) on 256 held-out pairs.
+
+{text}"""
+
+
+def _budget_table(workshop: Workshop, figures: Figures) -> str:
+    """How few samples our options need for the error of the paper's recipe."""
+    kinds: dict[str, list[str]] = {
+        "the paper's recipe": [f"paper-one-{seed}" for seed in SEEDS],
+        "exact start, u-shaped times": [f"one-{seed}" for seed in SEEDS],
+        "… a third of the samples": ["one-of-1-in-3"],
+        "… a fifth of the samples": ["one-of-1-in-5"],
+    }
+    rows = []
+    for label, names in kinds.items():
+        error = figures.over([f"flow-{name}" for name in names], "error:1")
+        distance = figures.over([f"{name}-at-1" for name in names], "frechet")
+        if error is not None:
+            total = sum(_samples(workshop, names[0]))
+            rows.append((label, str(total), _value(error, 4), _value(distance)))
+    text = table(("recipe", "samples", "one-step error", "Fréchet distance"), rows)
+    return f"## Fewer samples for the same error\n\n{text}" if text else ""
+
+
+def _samples(workshop: Workshop, name: str) -> list[int]:
+    """Training samples of a student and of those it descends from."""
+    student = workshop.study.item(name)
+    if not isinstance(student, Student):
+        return []
+    return [student.samples, *_samples(workshop, student.begins)]
+
+
+def _not_run(workshop: Workshop) -> str:
+    missing = [item.name for item in workshop.study.items if not workshop.there(item)]
+    if not missing:
+        return ""
+    return "## Not run\n\n" + ", ".join(f"`{name}`" for name in missing) + "."

@@ -1,0 +1,161 @@
+"""Where a study is worked on: a folder that any number of processes fill, each item once.
+
+An item is there when its last file is; what is half made goes on where it stopped. Processes keep
+out of each other's way by locks that end with the process that holds them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from rectiflow.errors import InputError
+from rectiflow.reproduce.study import Flow, Item, Pictures, Store, Student, Study
+
+WAIT = 2.0
+"""Seconds until a process looks again whether another has finished what it needs."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A study and its folder.
+
+    Args:
+        study: What is to be made.
+        folder: Where.
+        dtype: Of networks, while pairs are made and figures taken; students are trained in mixed
+            precision if it is bfloat16.
+    """
+
+    study: Study
+    folder: Path
+    dtype: torch.dtype = torch.float32
+
+    def path(self, item: Item) -> Path:
+        """Where an item lies or will lie."""
+        match item:
+            case Store():
+                return self.folder / "pairs" / item.name
+            case Student():
+                return self.folder / "students" / item.name
+            case _:
+                return self.folder / "figures" / f"{item.name}.json"
+
+    def model(self, name: str) -> str:
+        """What `load` takes for a model of the study, or one from elsewhere."""
+        item = self.study.item(name)
+        if isinstance(item, Student):
+            return str(self.phase(item, len(item.phases)) / "model")
+        return name
+
+    def phase(self, student: Student, number: int) -> Path:
+        """The run of a student's phase, from 1."""
+        return self.path(student) / f"phase-{number}"
+
+    def there(self, item: Item) -> bool:
+        """Whether an item is finished."""
+        match item:
+            case Store():
+                from rectiflow.straighten.manifest import COMPLETE
+
+                return (self.path(item) / COMPLETE).is_file()
+            case Student():
+                return (Path(self.model(item.name)) / "model_index.json").is_file()
+            case _:
+                return self.path(item).is_file()
+
+    def ready(self, item: Item) -> bool:
+        """Whether all that an item needs is there."""
+        needed = [self.study.item(name) for name in item.needs]
+        return all(other is None or self.there(other) for other in needed)
+
+    def make(self, item: Item, max_minutes: float | None = None) -> bool:
+        """Make an item, or go on with it; whether it is finished now."""
+        from rectiflow.reproduce import measuring, training
+
+        match item:
+            case Store():
+                training.make_store(self, item)
+            case Student():
+                training.train(self, item, max_minutes)
+            case Pictures():
+                measuring.measure_pictures(self, item)
+            case Flow():
+                measuring.measure_flow(self, item)
+        return self.there(item)
+
+    def work(
+        self,
+        items: Sequence[Item],
+        *,
+        max_minutes: float | None = None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> list[Item]:
+        """Make what is not there, as far as time and other processes allow.
+
+        Args:
+            items: In the order of preference; all that they need is among them.
+            max_minutes: Begin nothing after this time, and stop training then.
+            told: Is given a line for each item.
+
+        Returns:
+            Those that are not there at the end.
+        """
+        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        while waiting := [item for item in items if not self.there(item)]:
+            left = None if deadline is None else (deadline - time.monotonic()) / 60
+            if left is not None and left <= 0:
+                break
+            if not self._make_one(waiting, left, told):
+                time.sleep(WAIT)  # all that is ready is in other hands
+        return waiting
+
+    def _make_one(
+        self, waiting: Sequence[Item], left: float | None, told: Callable[[str], None]
+    ) -> bool:
+        """Make the first item that is ready and free; False if there is none."""
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        for item in waiting:
+            if not self.ready(item):
+                continue
+            try:
+                with FileLock(locks / f"{item.name}.lock", timeout=0):
+                    if not self.there(item):
+                        started = time.perf_counter()
+                        told(f"{item.name} …")
+                        done = self.make(item, left)
+                        seconds = time.perf_counter() - started
+                        told(f"{item.name}: {'there' if done else 'stopped'} after {seconds:.0f} s")
+                    return True
+            except Timeout:
+                continue
+        return False
+
+
+def check_folder(folder: Path, study: Study, dtype: torch.dtype) -> None:
+    """See that a folder is this study's, or new; what it is is written into it.
+
+    Raises:
+        InputError: Something else was begun in it.
+    """
+    mark = folder / "study.txt"
+    text = f"{study.name} {study.size} {str(dtype).removeprefix('torch.')}\n"
+    if mark.is_file():
+        there = mark.read_text(encoding="utf-8")
+        if there != text:
+            raise InputError(
+                f"{folder} is of {there.strip()} and not of {text.strip()}: give another folder "
+                "with -o, or the options it was begun with"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = mark.with_name(f".study-{os.getpid()}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(mark)
