@@ -124,7 +124,7 @@ def evaluate(
     seed: coco.Seed = None,
     inception_weights: coco.InceptionWeights = None,
 ) -> None:
-    """Measure models or methods, on held-out scenes, PIE-Bench or COCO."""
+    """Measure models or methods on held-out scenes, PIE-Bench, COCO."""
     pie_options = pie_bench.PieOptions(
         data, make_data, preset, settings, workers, shard, metrics, dino, clip, lpips_weights
     )

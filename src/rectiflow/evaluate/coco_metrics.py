@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +39,9 @@ if TYPE_CHECKING:
 BATCH = 50
 FEWEST = 3
 """Pictures that a Fréchet distance needs."""
+INCEPTION_FILE = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the file that torch-fidelity and pytorch-fid publish; with any other it is no FID."""
 RESIZER = {
     "crop": "the largest square in the middle",
     "library": f"Pillow {PIL.__version__}",
@@ -63,8 +64,6 @@ class Networks:
     """The networks that are at hand; None leaves their metrics out."""
 
     inception: Inception | None = None
-    inception_hash: str = ""
-    """SHA-256 of the weights' file."""
     inception_size: int = 299
     """Side of the pictures that it takes."""
     clip: Clip | None = None
@@ -125,8 +124,6 @@ def load_networks(
     found: dict[str, Any] = {}
     if inception_weights is not None:
         found["inception"] = load_inception(inception_weights).to(device)
-        with inception_weights.open("rb") as file:
-            found["inception_hash"] = hashlib.file_digest(file, "sha256").hexdigest()
     if clip is not None:
         loaded = pie_bench_metrics.load_networks(clip=clip, device=device).clip
         found |= {"clip": loaded, "clip_name": clip}
@@ -134,21 +131,23 @@ def load_networks(
 
 
 def load_inception(weights: Path) -> Any:
-    """Torchmetrics' Inception with the weights of a file.
+    """Torchmetrics' Inception with the weights that the FID is defined by.
+
+    torch-fidelity unpickles the file, which runs what is in it: so it must be that very file.
 
     Raises:
-        InputError: a package is missing, or the file holds other weights or more than weights.
+        InputError: it is another file, or a package is missing.
     """
     try:
-        # torch-fidelity unpickles whatever is in the file; this refuses all but tensors first.
-        torch.load(weights, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {weights} of Inception weights") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        with weights.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{weights} cannot be read: give {INCEPTION_FILE}") from error
+    if found != INCEPTION_SHA256:
         raise InputError(
-            f"{weights} holds no weights: give torch-fidelity's "
-            "weights-inception-2015-12-05-6726825d.pth"
-        ) from error
+            f"{weights} (SHA-256 {found[:8]}…) is not the Inception of the FID: give "
+            f"{INCEPTION_FILE}, SHA-256 {INCEPTION_SHA256[:8]}…"
+        )
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -157,11 +156,6 @@ def load_inception(weights: Path) -> Any:
         raise InputError(
             "FID needs the packages torch-fidelity and torchvision: install both, torchvision in "
             "the build of your PyTorch, or leave out --inception-weights"
-        ) from error
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{weights} holds the weights of another network than torch-fidelity's Inception: "
-            "give its weights-inception-2015-12-05-6726825d.pth"
         ) from error
 
 
@@ -192,7 +186,7 @@ def measure(run: Run, networks: Networks) -> tuple[dict[str, Any], list[dict[str
             "title": "FID",
             **_frechet(run, "fid", *piles),
             "features": "inception-v3-compat, 2048",
-            "weights_hash": networks.inception_hash,
+            "weights_hash": INCEPTION_SHA256,
             "size": networks.inception_size,
         }
     if networks.clip is not None:

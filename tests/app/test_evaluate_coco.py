@@ -1,0 +1,112 @@
+"""``rectiflow evaluate coco`` on a tiny model: drawn in sittings, killed, measured, refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from rectiflow.evaluate.coco_data import read_coco
+from tests.app.conftest import Run
+from tests.app.forks import Forks
+from tests.tiny_sd import tiny_sd
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sd().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, run: Run) -> Path:
+    folder = tmp_path / "coco"
+    made = run("evaluate", "coco", "--make-data", folder, "--limit", N, "--json")
+    assert made.code == 0 and made.data == {"data": str(folder), "n": N}
+    return folder
+
+
+def pictures(output: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (output / "pictures").glob("*.png")}
+
+
+def test_shards_then_figures(run: Run, sd: Path, data: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "coco", "--data", data, "--model", sd, "--device", "cpu", "--limit", 6]
+    words += ["--steps", 2, "--guidance", 1, "--solver", "euler", "--seed", 5, "--batch-size", 2]
+    words += ["-o", tmp_path / "out"]
+    shard = run(*words, "--shard", "2/2", "--json").data
+    assert (shard["done"], shard["left"], shard["made"]) == (2, 4, 2)
+    done = run(*words, "--clip", "emoji-clip")
+    assert done.code == 0, done
+    first, *lines = done.out.splitlines()
+    assert "6 pictures of val2017, 2 steps of euler, guidance 1, 2 network samples" in first
+    assert [line.partition(":")[0] for line in lines] == [
+        "Fréchet distance in features of emoji-clip",
+        "CLIP score (cosine, emoji-clip)",
+        "FID",
+    ]
+    assert lines[-1] == "FID: left out: needs --inception-weights"
+    again = run(*words, "--clip", "emoji-clip", "--json").data
+    assert again == json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert again["sitting"]["made"] == 0 and again["sitting"]["seconds_per_picture"] is None
+    assert again["ids_hash"] == read_coco(data).first(6).ids_hash
+    assert again["n"] == 6 and again["resizer"]["filter"] == "bicubic"
+    assert len(again["metrics"]["frechet_clip"]["reference_hash"]) == 64
+    with (tmp_path / "out" / "per-image.csv").open() as opened:
+        assert [int(row["seed"]) for row in csv.DictReader(opened)] == list(range(5, 11))
+    run(*words, "--steps", 3).refuses("num inference steps", "choose another folder")
+
+
+def test_a_killed_run_goes_on_to_the_same_end(
+    run: Run, forks: Forks, sd: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ["evaluate", "coco", "--data", data, "--model", sd, "--device", "cpu"]
+    words += ["--steps", 6, "--guidance", 1, "--solver", "euler", "--batch-size", 1]
+    output = tmp_path / "out"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = forks.start(*words, "-o", output, **pipes)
+    while process.poll() is None and not pictures(output):
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = pictures(output)
+    assert 0 < len(before) < N
+    resumed = run(*words, "-o", output, "--json").data
+    assert resumed["sitting"]["made"] == N - len(before)
+    assert run(*words, "-o", tmp_path / "whole").code == 0
+    assert pictures(output) == pictures(tmp_path / "whole")
+    assert len(pictures(output)) == N
+
+
+def test_the_command_refuses_in_a_line(run: Run, data: Path, tmp_path: Path) -> None:
+    given = ["--data", data, "-o", tmp_path / "out"]
+    (tmp_path / "ids").write_text("1\n")
+    for words, remedy in (
+        (["coco", "-o", tmp_path], "--data"),
+        (["coco", "--data", data], "-o"),
+        (["coco", "--data", tmp_path, "-o", tmp_path], "annotations/"),
+        (["coco", *given, "--shard", "3/2"], "1/4"),
+        (["coco", *given, "--split", "train2017"], "val2017 or val2014"),
+        (["coco", *given, "--split", "val2014"], "cannot be read"),
+        (["coco", *given, "--ids", tmp_path / "ids"], "no image 1"),
+        (["coco", *given, "--limit", "2"], "3 or more"),
+        (["coco", *given, "--guidance", "nan"], "finite"),
+        (["coco", *given, "--inception-weights", tmp_path / "none.pth"], "6726825d"),
+        (["coco", *given, "--preset", "exact"], "takes no --preset (an option of pie-bench)"),
+        (["coco", *given, "--tune"], "takes no --tune (an option of emoji-edits)"),
+        (["pie-bench", *given, "--ids", tmp_path / "ids"], "takes no --ids (an option of coco)"),
+        (["emoji-models", "--data", data], "(an option of pie-bench and coco): leave it out"),
+        (["coco", "--make-data", data], "choose another folder"),
+    ):
+        run("evaluate", *words).refuses(remedy)
+    assert not (tmp_path / "out" / "settings.json").exists()
