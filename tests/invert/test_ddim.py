@@ -25,6 +25,7 @@ from tests.tiny import tiny_model
 from tests.tiny_sd import asked, tiny_sd_model
 
 STEPS = 10
+"""A divisor of their 1000: else not all of their steps begin where the last one ended."""
 
 
 def theirs(model: SDModel, kind: type, steps: int) -> Any:
@@ -129,6 +130,9 @@ def test_what_the_network_is_told() -> None:
         field = Recorder()
         ddim_inversion(field, randn(3, 4), grid, time=time)  # type: ignore[arg-type]
         assert [float(t) for _, t, _ in field.calls] == told
+    near = Recorder()
+    ddim_inversion(near, randn(3, 4), torch.tensor([1e-6, 0.3, 1.0], dtype=torch.float64))
+    assert [float(t) for _, t, _ in near.calls] == [0.3, 0.3]
     alone = Recorder()
     ddim_inversion(alone, randn(3, 4), grid[[0, -1]])
     assert [float(t) for _, t, _ in alone.calls] == [1.0]  # there is nothing else
@@ -163,25 +167,25 @@ def test_the_preset_on_a_picture(tmp_path: Path) -> None:
     model = tiny_sd_model()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    inversion = rf.invert(model, picture, "cat", preset="ddim", num_inference_steps=6)
-    assert torch.equal(inversion.grid, model.student_grid(6)) and inversion.nfe == 6
+    inversion = rf.invert(model, picture, "cat", preset="ddim", num_inference_steps=STEPS)
+    assert torch.equal(inversion.grid, model.student_grid(STEPS)) and inversion.nfe == STEPS
     cond = model.encode_prompt("cat")
-    states = inverted_by_diffusers(model, inversion.latents.double(), cond, "noisier", 6)
-    assert (inversion.noise - straight(model, states, 6)[0]).abs().max() < 1e-4
+    states = inverted_by_diffusers(model, inversion.latents.double(), cond, "noisier", STEPS)
+    assert (inversion.noise - straight(model, states, STEPS)[0]).abs().max() < 1e-4
     # Statistics are of the diffusion model's own last state, which is what is like N(0, I).
     found = inversion.noise_statistics
     assert found is not None
     assert found.norm == pytest.approx(float(states[-1].square().mean().sqrt()), rel=1e-4)
     # Run forward, without compensation, it is diffusers' DDIM.
-    scheduler, x_t = theirs(model, DDIMScheduler, 6), states[-1]
+    scheduler, x_t = theirs(model, DDIMScheduler, STEPS), states[-1]
     for timestep in scheduler.timesteps:
         output = asked(model, x_t.float(), timestep, cond).double()
         x_t = scheduler.step(output, timestep, x_t).prev_sample
     assert (inversion.reconstruct(compensate=False).latents - x_t).abs().max() < 1e-3
     assert inversion.reconstruct().max_abs_latent < 1e-5
     again = rf.Inversion.load(inversion.save(tmp_path / "x"), model)
-    edited = rf.edit(model, again, prompts="dog")
-    assert edited.edit_nfe == 6 and edited.latents.isfinite().all()
+    edited = rf.edit(model, again, prompts="dog", preset="ddim")
+    assert edited.edit_nfe == STEPS and edited.latents.isfinite().all()
 
 
 def test_an_image_of_a_seed_and_a_part_of_the_way() -> None:

@@ -18,6 +18,10 @@ from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
 from rectiflow.invert.scheme import Scheme
 
+BEGINNING = 1e-4
+"""Before this time a state is its noise. The schedulers of rectified flows begin at t = 1e-6, and
+diffusion models without a terminal signal at 2.4e-4."""
+
 
 def ddim_inversion(
     velocity: Velocity,
@@ -67,10 +71,11 @@ def ddim_step(
         step: its number, for the velocity.
         time: what the network is told: the time of where the step leads (`"noisier"`, as diffusers'
             `DDIMInverseScheduler` and most scripts have it) or that of the state (`"cleaner"`).
-            Never 0, where the state is itself the noise that is looked for, nor 1, of which a
-            diffusion model has no timestep, unless there is nothing else.
+            Never 0 (before `BEGINNING`), where the state itself is taken for the noise that is
+            looked for, nor 1, of which a diffusion model has no timestep, unless there is nothing
+            else.
     """
-    told = t if t > 0 and (time == "noisier" or t_next == 1) else t_next
+    told = t if t > BEGINNING and (time == "noisier" or t_next == 1) else t_next
     # The network's own state, of unit variance, is the same whatever time it is told.
     asked = x_next * (_length(told) / _length(t_next)).to(x_next)
     noise = asked - told * velocity(asked, told, step)  # E[x_0 | x], as x = t x_1 + (1 − t) x_0

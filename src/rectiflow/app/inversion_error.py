@@ -1,0 +1,170 @@
+"""``rectiflow evaluate inversion-error`` and ``straight-edits``: what they write and print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rectiflow.app import options
+from rectiflow.app.console import Session
+from rectiflow.app.emoji_edits import write_json
+from rectiflow.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rectiflow.models.base import FlowModel
+
+ERROR_MODELS = ("emoji-sd", "emoji-sd3")
+"""A diffusion model, and a rectified flow of the same world."""
+
+
+def inversion_error(
+    terminal: Session,
+    *,
+    models: Sequence[str] = ERROR_MODELS,
+    dtype: options.Dtype = options.Dtype.float32,
+    device: str | None = None,
+    output: Path | None = None,
+    limit: int | None = None,
+    steps: Sequence[int] | None = None,
+    reference_steps: int | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """How wrong an inversion step is, in either coordinates; several models, on the same scenes."""
+    loaded = _loaded(models, dtype, device, output, steps)
+    from rectiflow.evaluate.inversion_error import (
+        BATCH,
+        LIMIT,
+        REFERENCE_STEPS,
+        STEPS,
+        evaluate_inversion_error,
+    )
+    from rectiflow.evaluate.inversion_plots import error_plots
+
+    figures = evaluate_inversion_error(
+        loaded,
+        steps=steps or STEPS,
+        limit=LIMIT if limit is None else limit,
+        reference_steps=reference_steps or REFERENCE_STEPS,
+        batch_size=batch_size or BATCH,
+    )
+    if output is not None:
+        write_json(figures, output / "inversion-error.json")
+        _save(error_plots(figures), output, "inversion-error")
+    terminal.result(figures, error_text(figures))
+
+
+def straight_editing(
+    terminal: Session,
+    *,
+    models: Sequence[str],
+    dtype: options.Dtype = options.Dtype.float32,
+    device: str | None = None,
+    output: Path | None = None,
+    limit: int | None = None,
+    steps: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Edits by a teacher and what was straightened from it; an output folder is taken up again."""
+    loaded = _loaded(models, dtype, device, output, steps)
+    from rectiflow.evaluate.emoji_edits import BATCH
+    from rectiflow.evaluate.inversion_plots import straight_plots
+    from rectiflow.evaluate.straight_editing import (
+        LIMIT,
+        METHODS,
+        STEPS,
+        evaluate_straight_editing,
+    )
+
+    figures = evaluate_straight_editing(
+        loaded,
+        steps=steps or STEPS,
+        methods=methods or tuple(METHODS),
+        limit=LIMIT if limit is None else limit,
+        batch_size=batch_size or BATCH,
+        folder=None if output is None else output / "parts",
+    )
+    if output is not None:
+        write_json(figures, output / "straight-edits.json")
+        _save(straight_plots(figures), output, "straight-edits")
+    terminal.result(figures, editing_text(figures))
+
+
+def _loaded(
+    models: Sequence[str],
+    dtype: options.Dtype,
+    device: str | None,
+    output: Path | None,
+    steps: Sequence[int] | None,
+) -> list[FlowModel]:
+    """The models, once everything else about the command is known to be right."""
+    if not models or len(set(models)) < len(models):
+        raise InputError(f"models are {', '.join(models) or 'none'}: give one or more, each once")
+    for count in steps or ():
+        if count < 1:
+            raise InputError(f"steps has {count}: give 1 or more")
+    if output is not None:
+        options.output_folder(output)
+    return [options.load_model(name, dtype, device) for name in models]
+
+
+def _save(plots: Mapping[str, Figure], folder: Path, prefix: str) -> None:
+    from rectiflow.report.figures import save_figure
+
+    for name, figure in plots.items():
+        file = folder / f"{prefix}-{name}.svg"
+        unfinished = file.with_name(f".{file.name}.tmp.svg")
+        save_figure(figure, unfinished).replace(file)
+
+
+def error_text(figures: Mapping[str, Any]) -> str:
+    """The table as it is printed, and what follows from it."""
+    lines = [
+        f"{figures['n']} held-out scenes; error of a step relative to what it moves, the network "
+        "told the noisier time (and the state's own), and of the round trip"
+    ]
+    width = max(len(name) for name in figures["models"])
+    for name, entry in figures["models"].items():
+        for count, found in entry["steps"].items():
+            errors, trips = found["errors"], found["round_trip"]
+            parts = [
+                f"{coordinates} {errors[f'{coordinates}, noisier']['mean']:6.1%} "
+                f"({errors[f'{coordinates}, cleaner']['mean']:6.1%})"
+                for coordinates in ("straight", "diffusion")
+            ]
+            parts += [
+                f"{scheme} {trips[f'{scheme}, noisier']['mean']:6.1%} "
+                f"({trips[f'{scheme}, cleaner']['mean']:6.1%})"
+                for scheme in ("euler", "ddim")
+            ]
+            lines.append(f"  {name:{width}} {count:>3} steps: {', '.join(parts)}")
+    return "\n".join([*lines, *figures["sentences"]])
+
+
+def editing_text(figures: Mapping[str, Any]) -> str:
+    """The table as it is printed, and what follows from it."""
+    nothing, bound = (figures["references"][name]["mean"] for name in ("nothing", "bound"))
+    lines = [
+        f"{figures['n']} edits; PSNR to the true target (doing nothing {nothing:.2f} dB, bound "
+        f"{bound:.2f} dB), squared error inside and outside the edit, PSNR of the round trip, "
+        "network samples"
+    ]
+    for name, entry in figures["models"].items():
+        s = entry["straightness"]
+        lines.append(f"{name}: S(Z) {s['mean']:.4g} ({s['low']:.4g} to {s['high']:.4g})")
+        for count, methods in entry["steps"].items():
+            for method, found in methods.items():
+                trip = found.get("reconstruction_psnr")
+                lines.append(
+                    f"  {count:>3} steps, {method:12} {found['target_psnr']['mean']:6.2f} dB "
+                    f"{found['inside_mse']['mean']:.4f} {_or_dash(found.get('outside_mse'), 4)} "
+                    f"{_or_dash(trip, 2)} {found['nfe']['mean']:5.0f}"
+                )
+    return "\n".join([*lines, *figures["sentences"]])
+
+
+def _or_dash(found: Mapping[str, float] | None, digits: int) -> str:
+    return f"{'-':>6}" if found is None else f"{found['mean']:6.{digits}f}"
