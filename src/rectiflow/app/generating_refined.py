@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 
-NOISE = 1_000_000
-"""What is added to a picture's seed for the noise it is put under. Its own noise would be wrong:
-the picture depends on it, and their sum has not the spread that the model expects."""
-
-
 @dataclass(frozen=True)
 class Refinement:
     """How pictures are refined, as the options say."""
@@ -71,7 +66,7 @@ class Refinement:
         """
         steps = refiner.default_num_inference_steps if self.steps is None else self.steps
         guidance = refiner.default_guidance_scale if self.guidance is None else self.guidance
-        noise = {} if seed is None else {"seed": seed + NOISE}
+        noise = {} if seed is None else {"seed": seed}
         return (
             record.of_model(refiner)
             | options.parts_of(self.model, None, None)
