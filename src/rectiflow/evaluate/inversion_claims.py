@@ -65,7 +65,7 @@ def sentence(pair: Mapping[str, Any]) -> str:
     ratios, (mine, others) = pair["ratios"], pair["errors"]
     how = {"flow": "Euler's inversion", "diffusion": "DDIM inversion"}
     said = (
-        f"In {pair['steps']} steps, each in its own coordinates, a step of "
+        f"In {pair['steps']} steps, each in its own coordinates and on its own grid, a step of "
         f"{how[pair['kinds'][0]]} of {pair['model']} is off by {mine:.1%} of what it moves and one "
         f"of {how[pair['kinds'][1]]} of {pair['to']} by {others:.1%}: {_times(ratios['own'])} as "
         f"much; in the straight coordinates {_times(ratios['straight, noisier'])}, in a diffusion "

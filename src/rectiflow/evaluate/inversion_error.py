@@ -39,7 +39,7 @@ from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
 
 STEPS = (10, 25, 50)
-LIMIT = 24
+LIMIT = 8
 REFERENCE_STEPS = 100
 BATCH = 16
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rectiflow.report.figures import line_plot
 
@@ -28,11 +29,13 @@ def error_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             y = np.array(found["errors"][f"{name}, noisier"]["per_step"], dtype=float)
             known = np.isfinite(y)
             lines[model] = (np.array(found["times"])[:-1][known], y[known])
-        plots[f"along-{name}"] = line_plot(
-            lines,
-            x_label=f"time t that the step leads to (0 noise, 1 image), {most} steps",
-            y_label=label,
-            log_y=True,
+        plots[f"along-{name}"] = _percent(
+            line_plot(
+                lines,
+                x_label=f"time t that the step leads to (0 noise, 1 image), {most} steps",
+                y_label=label,
+                log_y=True,
+            )
         )
         plots[f"steps-{name}"] = _against_steps(models, "errors", f"{name}, noisier", label)
     trips = {"flow": "euler, noisier", "diffusion": "ddim, noisier"}
@@ -54,7 +57,28 @@ def _against_steps(
             [point["mean"] for point in points],
             [[point["low"] for point in points], [point["high"] for point in points]],
         )
-    return line_plot(lines, x_label="steps", y_label=label, log_x=True, log_y=True)
+    figure = line_plot(lines, x_label="steps", y_label=label, log_x=True, log_y=True)
+    return _percent(
+        _at_steps(figure, [int(n) for found in models.values() for n in found["steps"]])
+    )
+
+
+def _percent(figure: Figure) -> Figure:
+    """Shares on a logarithmic y axis in per cent."""
+    (axes,) = figure.axes
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _at_steps(figure: Figure, counts: Iterable[int]) -> Figure:
+    """Numbers of steps on a logarithmic x axis, those that were taken and no others."""
+    (axes,) = figure.axes
+    every = sorted(set(counts))
+    axes.set_xticks(every, [str(count) for count in every])
+    axes.xaxis.set_minor_locator(NullLocator())
+    return figure
 
 
 def straight_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
@@ -81,7 +105,8 @@ def straight_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
                         [[p[end] for p in points.values()] for end in ("low", "high")],
                     )
             if lines:
-                plots[f"{value.removesuffix('_psnr')}-{method}"] = line_plot(
-                    lines, x_label=f"steps ({method})", y_label=label, log_x=True
+                figure = line_plot(lines, x_label=f"steps ({method})", y_label=label, log_x=True)
+                plots[f"{value.removesuffix('_psnr')}-{method}"] = _at_steps(
+                    figure, [int(n) for entry in models.values() for n in entry["steps"]]
                 )
     return plots
