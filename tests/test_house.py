@@ -30,6 +30,7 @@ ROOMS = (
     "steer",
     "emoji",
     "evaluate",
+    "reproduce",
     "app",
 )
 # The public face, which names modules of every room but imports them only on first use.

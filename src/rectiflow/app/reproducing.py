@@ -75,9 +75,9 @@ def reproduce(
     dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train what a paper's claims need from the shipped teacher, measure, and write the page.
+    """Measure a paper's claims on the embedded world.
 
-    The same command again goes on where it stopped, and several at once share the work. The page
+    What they need is trained from the shipped teacher. The same command again goes on where it stopped, and several at once share the work. The page
     says which claims hold here, which do not, and what was not run.
     """
     with session(as_json) as terminal:

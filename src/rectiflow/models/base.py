@@ -63,7 +63,16 @@ class FlowModel(ABC):
     @property
     def device(self) -> torch.device:
         """Where the network computes (under offloading, where it will be brought to)."""
-        return torch.device(self.pipeline._execution_device)
+        # diffusers looks at every module each time, for hooks that bring weights to a device: four
+        # times a picture, as much as a tenth of a small one-step model. Weights that cannot have
+        # been put off are where they compute.
+        network = self.network
+        there = next(network.parameters()).device
+        if there.type == "cpu" and not torch.accelerator.is_available():
+            return there
+        if there.type in ("cpu", "meta") or hasattr(network, "_hf_hook"):
+            return torch.device(self.pipeline._execution_device)
+        return there
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import SEEDS
+from rectiflow.reproduce.instaflow import ALPHAS, OTHER_SOLVERS, SEEDS
 
 HOLDS, FAILS, EVEN, MISSING = "holds", "does not hold", "not told apart", "not run"
 SLIGHTLY = 1.5
@@ -126,32 +126,32 @@ def _resembles(figures: Figures) -> Decision:
 
 
 def _few_steps(figures: Figures) -> Decision:
-    found = [
-        _less(
+    def compared(mine: int, theirs: int, solver: str) -> Decision:
+        name = "teacher" if solver == "dpmpp" else f"teacher-{solver}"
+        return _less(
             figures.of(f"emoji-2rf-at-{mine}", "frechet"),
-            figures.of(f"teacher-at-{theirs}", "frechet"),
-            f"Fréchet distance {{}} at {mine} step{'s' * (mine > 1)}, "
-            f"{{}} of the teacher with DPM-Solver++ at {theirs}",
+            figures.of(f"{name}-at-{theirs}", "frechet"),
+            f"{{}} at {mine}, {{}} of the teacher at {theirs} by {solver}",
         )
-        for mine, theirs in ((1, 1), (2, 2), (2, 4), (4, 4), (8, 8))
-    ]
-    return _together(*found)
+
+    steps = [compared(k, k, "dpmpp") for k in (1, 2, 4, 8)]
+    found = _together(*steps, *(compared(2, 4, solver) for solver in ("dpmpp", *OTHER_SOLVERS)))
+    return found[0], f"Fréchet distance by steps: {found[1]}" if found[0] != MISSING else found[1]
 
 
 def _guidance(figures: Figures) -> Decision:
-    alphas = ("1.0", "1.5", "2.0", "3.0", "5.0")
     found = {
         alpha: one
-        for alpha in alphas
-        if (one := figures.of(f"alpha-{alpha}-at-25", "frechet")) is not None
+        for alpha in ALPHAS
+        if (one := figures.of(f"alpha-{alpha}-at-8", "frechet")) is not None
     }
-    if len(found) < len(alphas):
+    if len(found) < len(ALPHAS):
         return MISSING, "–"
     best = min(found, key=lambda alpha: found[alpha].mean)
     listed = ", ".join(f"{value.mean:.2f} at {alpha}" for alpha, value in found.items())
-    worse = found[best].below(found["5.0"])
-    verdict = HOLDS if float(best) <= 2 and worse else FAILS
-    return verdict, f"Fréchet distance at 25 steps by α: {listed}; least at {best}"
+    worse = found[best].below(found[ALPHAS[-1]])
+    verdict = HOLDS if best <= 2 and worse else FAILS
+    return verdict, f"Fréchet distance in 8 steps by α: {listed}; least at {best}"
 
 
 def _stacking(figures: Figures) -> Decision:
@@ -159,7 +159,7 @@ def _stacking(figures: Figures) -> Decision:
         a, b = figures.of(stacked, "frechet"), figures.of(single, "frechet")
         return _less(a, b, f"{label}, {{}} stacked, {{}} single")
 
-    after = compared("after reflow", "stacked-at-1", "single-at-1")
+    after = compared("after reflow", "stacked-at-1", "one-0-at-1")
     before = compared("before", "stacked-direct-at-1", "single-direct-at-1")
     if MISSING in (after[0], before[0]):
         return MISSING, "–"

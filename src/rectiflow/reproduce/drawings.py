@@ -14,13 +14,13 @@ from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.reproduce.figures import Estimate, Figures
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS
 from rectiflow.reproduce.measuring import pictures
 from rectiflow.reproduce.study import Student
 from rectiflow.reproduce.workshop import Workshop
 
 COLUMNS = 8
-STEPS = (1, 2, 4, 8, 25)
-ALPHAS = ("1.0", "1.5", "2.0", "3.0", "5.0")
+STEPS = (*K_STEPS, 25)
 SHEET = {
     "teacher-at-25": "teacher, 25 steps",
     "emoji-2rf-at-25": "2-rectified, 25",
@@ -92,9 +92,9 @@ def _by_steps(figures: Figures) -> Figure | None:
 
 def _by_guidance(figures: Figures) -> Figure | None:
     lines = {}
-    for steps in (1, 25):
+    for steps in (1, 8):
         found = {
-            float(alpha): one
+            alpha: one
             for alpha in ALPHAS
             if (one := figures.of(f"alpha-{alpha}-at-{steps}", "frechet")) is not None
         }

@@ -16,9 +16,6 @@ from rectiflow.reproduce.workshop import Workshop
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """The 97.5 % point of Student's t for so many seeds."""
 
-FRECHET = "frechet"
-EMOJI = "emoji"
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -68,8 +65,9 @@ class Figures:
 
         Args:
             name: Of the row.
-            figure: `frechet`, `clip_score`, `emoji`, `background`, `count`, `straightness`,
-                `transport_cost`, `likeness:ROW` or `error:STEPS`.
+            figure: `frechet` (of the first 1000 pictures), `frechet_of_all`, `clip_score`,
+                `emoji`, `background`, `count`, `straightness`, `transport_cost`, `likeness:ROW` or
+                `error:STEPS`.
         """
         row = self.rows.get(name)
         if row is None:
@@ -77,8 +75,13 @@ class Figures:
         kind, _, key = figure.partition(":")
         match kind:
             case "frechet":
+                first = row["frechet_of_first"]
+                return Estimate(first["value"], 1.96 * first["standard_error"])
+            case "frechet_of_all":
                 return Estimate(row["frechet_emoji_clip"], 1.96 * row["frechet_error"])
             case "emoji" | "background" | "count":
+                if "judge" not in row:
+                    return None
                 low, high = row["judge"]["interval"][kind]
                 return Estimate(row["judge"][kind], (high - low) / 2)
             case "clip_score" | "straightness":

@@ -35,11 +35,16 @@ COMMON: Settings = {
 REUSE: Settings = {"start": "reuse"}
 U_SHAPED: Settings = {"time_law": "u_shaped"}
 SEEDS = (0, 1, 2)
-K_STEPS = (2, 4, 8)
-STACKING = ("stacked", "single", "stacked-direct", "single-direct")
+K_STEPS = (1, 2, 4, 8)
+ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
+OTHER_SOLVERS = ("unipc", "ddim")
+"""Beside DPM-Solver++, so that few steps of the teacher are judged by its best."""
+STACKING = ("stacked", "stacked-direct", "single-direct")
 NUM = 5000
 """Pictures of a row that a Fréchet distance is taken of; `FEW` where rows only vary one setting."""
 FEW = 1000
+JUDGED, SOME = 600, 200
+"""Of these the judge, who takes his time, sees so many."""
 
 
 def instaflow(size: Literal["small", "full"]) -> Study:
@@ -58,13 +63,8 @@ def _reflow(steps: int, **more: Any) -> Settings:
     return _phase("reflow", steps, **more)
 
 
-def _distill(steps: int, **more: Any) -> tuple[Settings, Settings]:
-    """L2, then for a quarter of the steps the distance of pictures in emoji-clip's features."""
-    seen: Settings = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip")}
-    return (
-        _phase("distill", steps - steps // 4, **more),
-        _phase("distill", steps // 4, **(seen | more)),
-    )
+def _distill(steps: int, **more: Any) -> Settings:
+    return _phase("distill", steps, **more)
 
 
 def _reflowed_pairs(student: str, num: int, guidance_scale: float = 1.5) -> Store:
@@ -72,13 +72,14 @@ def _reflowed_pairs(student: str, num: int, guidance_scale: float = 1.5) -> Stor
     return Store(f"pairs-of-{student}", student, num, 8, guidance_scale, "euler")
 
 
-def _at(model: str, steps: int, num: int, *against: str, **more: Any) -> Pictures:
+def _at(model: str, steps: int, num: int, *against: str, judged: int = SOME) -> Pictures:
     """A row of pictures, named for its model and steps."""
-    return Pictures(f"{model}-at-{steps}", model, steps, num=num, against=against, **more)
+    name = f"{model}-at-{steps}"
+    return Pictures(name, model, steps, num=num, against=against, judged=judged)
 
 
-def _teacher_at(steps: int, num: int) -> Pictures:
-    return Pictures(f"teacher-at-{steps}", TEACHER, steps, GUIDANCE, "dpmpp", num)
+def _teacher_at(steps: int, num: int, judged: int = SOME) -> Pictures:
+    return Pictures(f"teacher-at-{steps}", TEACHER, steps, GUIDANCE, "dpmpp", num, judged=judged)
 
 
 def _small() -> Study:
@@ -89,8 +90,8 @@ def _small() -> Study:
         teacher,
         Student("2rf-0", TEACHER, teacher.name, (_reflow(steps, **U_SHAPED),)),
         pairs,
-        Student("one-0", "2rf-0", pairs.name, _distill(steps)),
-        Student("direct-0", TEACHER, teacher.name, _distill(2 * steps)),
+        Student("one-0", "2rf-0", pairs.name, (_distill(steps),)),
+        Student("direct-0", TEACHER, teacher.name, (_distill(2 * steps),)),
         Flow("flow-teacher", TEACHER, GUIDANCE, 128),
         Flow("flow-2rf-0", "2rf-0", 1.0, 128),
         _teacher_at(STEPS, 500),
@@ -100,7 +101,7 @@ def _small() -> Study:
 
 
 def _full() -> Study:
-    steps = 400
+    steps = 300
     teacher = Store("pairs-teacher", TEACHER, 8192, STEPS, GUIDANCE)
     held_out = Store("pairs-held-out", TEACHER, 256, STEPS, GUIDANCE, held_out=True)
     return Study(
@@ -111,9 +112,15 @@ def _full() -> Study:
             held_out,
             *_shipped(teacher),
             *_rows(),
-            *_chains(0, steps, teacher),
+            *_chain("", 0, steps, teacher),
+            *_chain("paper-", 0, steps, teacher, **REUSE),
             *_variations(steps, teacher),
-            *(item for seed in SEEDS[1:] for item in _chains(seed, steps, teacher)),
+            *(item for seed in SEEDS[1:] for item in _chain("", seed, steps, teacher)),
+            *(
+                item
+                for seed in SEEDS[1:]
+                for item in _chain("paper-", seed, steps, teacher, **REUSE)
+            ),
         ),
     )
 
@@ -128,20 +135,14 @@ def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> l
         Student(flow, TEACHER, teacher.name, (reflow,)),
         _flow(flow),
         pairs,
-        Student(one, flow, pairs.name, _distill(steps, seed=seed)),
-        Student(direct, TEACHER, teacher.name, _distill(2 * steps, seed=seed, **more)),
+        Student(one, flow, pairs.name, (_distill(steps, seed=seed),)),
+        Student(direct, TEACHER, teacher.name, (_distill(2 * steps, seed=seed, **more),)),
         few,
         *(_flow(name, straight=False) for name in (one, direct)),
-        _at(flow, 1, FEW, "teacher-at-25"),
-        _at(one, 1, NUM, "teacher-at-25", few.name),
-        _at(direct, 1, NUM, "teacher-at-25"),
+        _at(flow, 1, FEW, "teacher-at-25", judged=0),
+        _at(one, 1, FEW, "teacher-at-25", few.name),
+        _at(direct, 1, FEW, "teacher-at-25"),
     ]
-
-
-def _chains(seed: int, steps: int, teacher: Store) -> list[Item]:
-    """Our way and the paper's, with direct distillation beside each."""
-    paper = _chain("paper-", seed, steps, teacher, **REUSE)
-    return [*_chain("", seed, steps, teacher), *paper]
 
 
 def _variations(steps: int, teacher: Store) -> list[Item]:
@@ -152,7 +153,13 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         "time-logit-normal": {"time_law": "logit_normal"},
         "time-grid": {"time_law": "grid"},
         "loss-huber": {"loss": "pseudo_huber"},
-        "loss-lpips-huber": {"loss": "lpips_huber", "lpips_weights": clip},
+        "loss-lpips-huber": {
+            "loss": "lpips_huber",
+            "lpips_weights": clip,
+            "decode_chunk": 16,
+            "steps": steps // 4,
+            "decay_steps": steps // 16,
+        },
         "loss-of-prediction": {"loss_space": "prediction"},
         "curation-longest": {"drop_longest": 0.1},
         "curation-flip": {"flip": 0.5},
@@ -160,7 +167,7 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
     }
     found: list[Item] = []
     for name, settings in changed.items():
-        phase = _reflow(steps, **(U_SHAPED | settings))
+        phase = _reflow(steps) | U_SHAPED | settings
         found.append(Student(f"2rf-{name}", TEACHER, teacher.name, (phase,)))
         found.append(_flow(f"2rf-{name}"))
     pairs = _reflowed_pairs("2rf-0", 2048)
@@ -170,10 +177,10 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         short += [
             Student(flow, TEACHER, teacher.name, (_reflow(steps // share, **U_SHAPED),)),
             made,
-            Student(f"one-of-1-in-{share}", flow, made.name, _distill(steps // share)),
+            Student(f"one-of-1-in-{share}", flow, made.name, (_distill(steps // share),)),
             _flow(flow),
             _flow(f"one-of-1-in-{share}", straight=False),
-            _at(f"one-of-1-in-{share}", 1, NUM, "teacher-at-25"),
+            _at(f"one-of-1-in-{share}", 1, FEW, "teacher-at-25"),
         ]
     few: Settings = {"student_steps": [1, 2, 4, 8]}
     stacked: Settings = {"stacked": "separate"}
@@ -188,15 +195,14 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
     return [
         *short,
         *found,
-        Student("k-step", "2rf-0", pairs.name, (_phase("distill", steps // 2, **few),)),
-        Student("stacked", "2rf-0", pairs.name, (_phase("distill", steps, **stacked),)),
-        Student("single", "2rf-0", pairs.name, (_phase("distill", steps),)),
-        Student("stacked-direct", TEACHER, teacher.name, (_phase("distill", steps, **stacked),)),
-        Student("single-direct", TEACHER, teacher.name, (_phase("distill", steps),)),
+        Student("k-step", "2rf-0", pairs.name, (_distill(steps // 2, **few),)),
+        Student("stacked", "2rf-0", pairs.name, (_distill(steps, **stacked),)),
+        Student("stacked-direct", TEACHER, teacher.name, (_distill(steps, **stacked),)),
+        Student("single-direct", TEACHER, teacher.name, (_distill(steps),)),
         Student("online", TEACHER, None, (COMMON | U_SHAPED | online,)),
         _flow("online"),
-        *(_at(name, k, FEW, "teacher-at-25") for name in ("k-step", "one-0") for k in K_STEPS),
-        _at("k-step", 1, FEW, "teacher-at-25"),
+        *(_at("k-step", k, FEW, "teacher-at-25") for k in K_STEPS),
+        *(_at("one-0", k, FEW, "teacher-at-25") for k in K_STEPS[1:]),
         *(_at(name, 1, FEW, "teacher-at-25") for name in STACKING),
     ]
 
@@ -228,22 +234,30 @@ def _shipped(teacher: Store) -> list[Item]:
 
 def _rows() -> list[Item]:
     """What is measured of the models that ship, beside their teacher."""
-    rows: list[Item] = [
+
+    def glimpse(name: str, model: str, steps: int, alpha: float, solver: str | None) -> Pictures:
+        return Pictures(name, model, steps, alpha, solver, FEW, judged=0)
+
+    return [
         Flow("flow-teacher", TEACHER, GUIDANCE),
         _flow("emoji-2rf"),
-        _teacher_at(STEPS, NUM),
-        _at("emoji-2rf", STEPS, NUM, "teacher-at-25"),
-        _at("emoji-instaflow", 1, NUM, "teacher-at-25", "emoji-2rf-at-25"),
-        _at("emoji-direct", 1, NUM, "teacher-at-25"),
-        *(_teacher_at(k, NUM) for k in (4, 2, 1, 8)),
-        *(_at("emoji-2rf", k, NUM, "teacher-at-25") for k in (2, 1, 4, 8)),
+        _teacher_at(STEPS, NUM, JUDGED),
+        _at("emoji-2rf", STEPS, NUM, "teacher-at-25", judged=JUDGED),
+        _at("emoji-instaflow", 1, NUM, "teacher-at-25", "emoji-2rf-at-25", judged=JUDGED),
+        _at("emoji-direct", 1, NUM, "teacher-at-25", judged=JUDGED),
+        *(_teacher_at(k, FEW, 0) for k in K_STEPS),
+        *(
+            glimpse(f"teacher-{solver}-at-{k}", TEACHER, k, GUIDANCE, solver)
+            for solver in OTHER_SOLVERS
+            for k in (2, 4)
+        ),
+        *(_at("emoji-2rf", k, FEW, "teacher-at-25", judged=0) for k in K_STEPS),
+        *(
+            glimpse(f"alpha-{alpha}-at-{steps}", "emoji-2rf", steps, alpha, None)
+            for steps in (8, 1)
+            for alpha in ALPHAS
+        ),
     ]
-    for steps in (1, STEPS):
-        rows += [
-            Pictures(f"alpha-{alpha}-at-{steps}", "emoji-2rf", steps, alpha, num=FEW)
-            for alpha in (1.0, 1.5, 2.0, 3.0, 5.0)
-        ]
-    return rows
 
 
 def _flow(model: str, straight: bool = True) -> Flow:

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.evaluate.clip_features import image_features
 from rectiflow.evaluate.emoji_models import load_clip
 from rectiflow.evaluate.flow_quality import described, flow_quality
-from rectiflow.evaluate.frechet import GaussianStatistics
+from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.evaluate.picture_quality import draw, reference_statistics, score_pictures
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.models.prompts import Conditioning
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 REFERENCE = 5000
 """True pictures that Fréchet distances are measured against, whatever the number of drawn ones."""
-BATCH = 100
+COMPARED = 1000
+"""Fréchet distances are also taken of so many, since those of unequal numbers do not compare."""
+BATCH = 50
 FEW_STEPS = (1, 2, 4, 8)
 
 
@@ -53,8 +56,15 @@ def measure_pictures(workshop: Workshop, row: Pictures) -> None:
     )
     seconds = time.perf_counter() - started
     clip = load_clip(WEIGHTS / "emoji-clip")
-    scores = score_pictures(drawn, seeds, clip=clip, reference=_reference(workshop))
+    reference = _reference(workshop)
+    scores = score_pictures(drawn, seeds, clip=clip, reference=reference, judged=row.judged)
+    first = frechet_estimate(image_features(clip, drawn[:COMPARED]), reference)
     figures = scores.summary() | {
+        "frechet_of_first": {
+            "n": min(COMPARED, row.num),
+            "value": first.value,
+            "standard_error": first.standard_error,
+        },
         "likeness": {name: _likeness(workshop, drawn, name) for name in row.against},
     }
     file = workshop.path(row)

@@ -13,7 +13,7 @@ from rectiflow._version import __version__
 from rectiflow.reproduce import drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import SEEDS
+from rectiflow.reproduce.instaflow import ALPHAS, OTHER_SOLVERS, SEEDS
 from rectiflow.reproduce.study import Store, Student
 from rectiflow.reproduce.workshop import Workshop
 
@@ -111,6 +111,7 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
         str(first["n"]),
         str(len(there)),
         _value(figures.over(there, "frechet")),
+        _value(figures.over(there, "frechet_of_all")) if first["n"] > 1000 else "",
         _value(figures.over(there, "clip_score"), 3),
         *(_value(figures.over(there, key), 1, 100) for key in ("emoji", "background", "count")),
         _value(figures.over(there, "likeness:teacher-at-25"), 1, 1e3),
@@ -123,7 +124,8 @@ QUALITY = (
     "steps",
     "pictures",
     "seeds",
-    "Fréchet distance",
+    "Fréchet distance of 1000",
+    "of all",
     "CLIP score",
     "emoji %",
     "background %",
@@ -135,6 +137,11 @@ QUALITY = (
 def _pictures_table(figures: Figures) -> str:
     singles = [
         *(("teacher, DPM-Solver++, α 5", f"teacher-at-{k}") for k in (25, 8, 4, 2, 1)),
+        *(
+            (f"teacher, {solver}, α 5", f"teacher-{solver}-at-{k}")
+            for solver in OTHER_SOLVERS
+            for k in (4, 2)
+        ),
         *(("`emoji-2rf`", f"emoji-2rf-at-{k}") for k in (25, 8, 4, 2, 1)),
         ("`emoji-instaflow`", "emoji-instaflow-at-1"),
         ("direct distillation of as many samples", "emoji-direct-at-1"),
@@ -157,17 +164,16 @@ def _seeds_table(figures: Figures) -> str:
     more = {
         **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in (1, 2, 4, 8)},
         **{f"one-0-at-{k}": "one-step student, seed 0" for k in (2, 4, 8)},
-        "single-at-1": "distilled by L2, single, after reflow",
-        "stacked-at-1": "distilled by L2, stacked, after reflow",
-        "single-direct-at-1": "distilled by L2, single, without reflow",
-        "stacked-direct-at-1": "distilled by L2, stacked, without reflow",
+        "stacked-at-1": "distilled, stacked, after reflow",
+        "single-direct-at-1": "distilled, single, without reflow",
+        "stacked-direct-at-1": "distilled, stacked, without reflow",
     }
     rows += [_quality(figures, label, [name]) for name, label in more.items()]
-    for steps in (1, 25):
-        rows += [
-            _quality(figures, f"`emoji-2rf`, α {alpha}", [f"alpha-{alpha}-at-{steps}"])
-            for alpha in ("1.0", "1.5", "2.0", "3.0", "5.0")
-        ]
+    rows += [
+        _quality(figures, f"`emoji-2rf`, α {alpha}", [f"alpha-{alpha}-at-{steps}"])
+        for steps in (1, 8)
+        for alpha in ALPHAS
+    ]
     text = table(QUALITY, [row for row in rows if row])
     return f"## At equal training, over seeds, and one setting at a time\n\n{text}" if text else ""
 

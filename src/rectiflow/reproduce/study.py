@@ -82,6 +82,7 @@ class Pictures:
         solver: As in `generate_latents`; None for Euler on the student's own grid.
         num: How many pictures.
         against: The names of rows whose pictures of the same seeds it is compared with.
+        judged: How many of the first the sprite judge sees.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Pictures:
     solver: str | None = None
     num: int = 1000
     against: tuple[str, ...] = ()
+    judged: int = 200
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -218,7 +218,8 @@ def _emoji() -> Recipe:
     reflow = common | {"kind": "reflow", "steps": 1600, "decay_steps": 400, "time_law": "u_shaped"}
     distill = common | {"kind": "distill", "steps": 600, "decay_steps": 150}
     pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip")}
-    short = {"steps": 300, "decay_steps": 75, "measure_every": 100}
+    short = {"steps": 48, "decay_steps": 24, "measure_every": 0, "learning_rate": 1e-4}
+    short |= {"muon_learning_rate": 2e-4, "decode_chunk": 16}
     direct = {"steps": 2200, "decay_steps": 550}
     return Recipe(
         "emoji-instaflow",
