@@ -65,12 +65,16 @@ def warn_of_cuts(prompts: Sequence[str], segments: Sequence[TokenSegment]) -> No
 def quiet(pipeline: Any) -> Iterator[None]:
     """Keep a pipeline from logging for each of its tokenizers what `warn_of_cuts` has said."""
     logger = logging.getLogger(type(pipeline).__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # A filter, since a new level makes all loggers of the process forget theirs: milliseconds.
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _shorten(text: str, most: int = 60) -> str:
