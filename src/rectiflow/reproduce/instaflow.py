@@ -37,8 +37,8 @@ U_SHAPED: Settings = {"time_law": "u_shaped"}
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
-OTHER_SOLVERS = ("unipc", "ddim")
-"""Beside DPM-Solver++, so that few steps of the teacher are judged by its best."""
+TRAILING = ("dpmpp", "unipc", "ddim")
+"""Solvers on trailing timesteps, so that few steps of the teacher are judged by its best."""
 STACKING = ("stacked", "stacked-direct", "single-direct")
 NUM = 5000
 """Pictures of a row that a Fréchet distance is taken of; `FEW` where rows only vary one setting."""
@@ -247,8 +247,17 @@ def _rows() -> list[Item]:
         _at("emoji-direct", 1, NUM, "teacher-at-25", judged=JUDGED),
         *(_teacher_at(k, FEW, 0) for k in K_STEPS),
         *(
-            glimpse(f"teacher-{solver}-at-{k}", TEACHER, k, GUIDANCE, solver)
-            for solver in OTHER_SOLVERS
+            Pictures(
+                f"teacher-{solver}-trailing-at-{k}",
+                TEACHER,
+                k,
+                GUIDANCE,
+                solver,
+                FEW,
+                judged=0,
+                spacing="trailing",
+            )
+            for solver in TRAILING
             for k in (2, 4)
         ),
         *(_at("emoji-2rf", k, FEW, "teacher-at-25", judged=0) for k in K_STEPS),

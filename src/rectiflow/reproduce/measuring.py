@@ -44,6 +44,8 @@ def measure_pictures(workshop: Workshop, row: Pictures) -> None:
     """
     seeds = range(HELD_OUT, HELD_OUT + row.num)
     model = load(workshop.model(row.model), dtype=workshop.dtype)
+    if row.spacing is not None:
+        model.pipeline.scheduler.register_to_config(timestep_spacing=row.spacing)
     started = time.perf_counter()
     drawn = draw(
         model,

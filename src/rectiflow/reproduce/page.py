@@ -13,7 +13,7 @@ from rectiflow._version import __version__
 from rectiflow.reproduce import drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, OTHER_SOLVERS, SEEDS
+from rectiflow.reproduce.instaflow import ALPHAS, SEEDS, TRAILING
 from rectiflow.reproduce.study import Store, Student
 from rectiflow.reproduce.workshop import Workshop
 
@@ -138,8 +138,8 @@ def _pictures_table(figures: Figures) -> str:
     singles = [
         *(("teacher, DPM-Solver++, α 5", f"teacher-at-{k}") for k in (25, 8, 4, 2, 1)),
         *(
-            (f"teacher, {solver}, α 5", f"teacher-{solver}-at-{k}")
-            for solver in OTHER_SOLVERS
+            (f"teacher, {solver} on trailing timesteps, α 5", f"teacher-{solver}-trailing-at-{k}")
+            for solver in TRAILING
             for k in (4, 2)
         ),
         *(("`emoji-2rf`", f"emoji-2rf-at-{k}") for k in (25, 8, 4, 2, 1)),

@@ -83,6 +83,7 @@ class Pictures:
         num: How many pictures.
         against: The names of rows whose pictures of the same seeds it is compared with.
         judged: How many of the first the sprite judge sees.
+        spacing: Of the timesteps of diffusers' solvers; None: as the model's scheduler says.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Pictures:
     num: int = 1000
     against: tuple[str, ...] = ()
     judged: int = 200
+    spacing: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
