@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,11 +43,7 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
         _budget_table(workshop, figures),
         _not_run(workshop),
     ]
-    text = "\n\n".join(section for section in sections if section) + "\n"
-    unfinished = file.with_name(f".{file.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-    return {
+    claims = {
         verdict.key: {
             "claim": verdict.claim,
             "verdict": verdict.verdict,
@@ -53,6 +51,28 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
         }
         for verdict in verdicts
     }
+    record: dict[str, Any] = {"study": workshop.study.name, "size": workshop.study.size}
+    record |= {**circumstances(workshop), "claims": claims, "rows": figures.rows}
+    _replace(file.with_suffix("") / FIGURES, json.dumps(record, indent=1) + "\n")
+    _replace(file, "\n\n".join(section for section in sections if section) + "\n")
+    return claims
+
+
+def circumstances(workshop: Workshop) -> dict[str, str]:
+    """When and on what the page was written."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.machine(),
+        "dtype": str(workshop.dtype).removeprefix("torch."),
+        "torch": str(torch.__version__),
+        "rectiflow": __version__,
+    }
+
+
+def _replace(file: Path, text: str) -> None:
+    unfinished = file.with_name(f".{file.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -70,21 +90,20 @@ def _head(workshop: Workshop) -> str:
     pairs = sum(
         item.num for item in study.items if isinstance(item, Store) and workshop.there(item)
     )
-    dtype = str(workshop.dtype).removeprefix("torch.")
+    now = circumstances(workshop)
     return f"""# InstaFlow on the embedded world
 
-Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {dtype}`
-({datetime.date.today().isoformat()}, {platform.machine()}, torch {torch.__version__},
-rectiflow {__version__}). The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were
-made and {samples} samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv
-2309.06380) at the size of a world of emoji: signs and rankings can be compared with the paper's,
-figures cannot.
+Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {now["dtype"]}`
+({now["date"]}, {now["machine"]}, torch {now["torch"]}, rectiflow {now["rectiflow"]}).
+The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were made and {samples}
+samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv 2309.06380) in the size of
+a world of emoji: signs and rankings can be compared with the paper's, figures cannot.
 
 *Fréchet distance* is that of two Gaussians in the features of `emoji-clip`, between pictures drawn
 for held-out captions and 5000 true pictures; it is not FID, and depends on the number of pictures.
-*Emoji, background, count* are shares of 600 pictures that the sprite judge reads as their captions
-say. S(Z) and transport cost are per dimension of a latent, on held-out noise. ± is half a 95 %
-interval: over training seeds (Student's t) where a row has several, else over pictures or
+*Emoji, background, count* are shares of up to 600 pictures that the sprite judge reads as their
+captions say. S(Z) and transport cost are per dimension of a latent, on held-out noise. ± is half a
+95 % interval: over training seeds (Student's t) where a row has several, else over pictures or
 trajectories. Every model draws from the same noise for the same captions."""
 
 
@@ -118,6 +137,8 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
     )
 
 
+FIGURES = "figures.json"
+"""The page's figures, in the folder of its pictures."""
 K = (1, 2, 4, 8)
 QUALITY = (
     "model",
