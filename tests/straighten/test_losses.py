@@ -127,6 +127,8 @@ def test_clip_distance_is_between_its_features() -> None:
         features.append([h / h.norm(dim=-1, keepdim=True) for h in hidden])
     cosines = torch.stack([(f * g).sum(-1).mean(1) for f, g in zip(*features, strict=True)])
     torch.testing.assert_close(distance(a, b), (2 - 2 * cosines).mean(0), rtol=1e-4, atol=1e-5)
+    named = losses.picture_distance(Path("emoji-clip"), torch.device("cpu"))
+    assert torch.equal(named(a, b), distance(a, b))
     # Any size will do, and shape counts more than a small shift of brightness.
     smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4), (64, 64), mode="bilinear")
     bright = (smooth + 0.02).clamp(0, 1)

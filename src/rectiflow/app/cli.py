@@ -66,7 +66,6 @@ for command, example in (
     ),
     (exporting.export, "rectiflow export runs/distill -o one-step"),
     (training.train, "rectiflow train emoji-vae --set batch_size=16 -o runs/vae --max-minutes 30"),
-    (evaluating.evaluate, "rectiflow evaluate emoji-edits --limit 24 --json"),
     (reproducing.reproduce, "rectiflow reproduce instaflow --size small --processes 2"),
     (inventory.models, "rectiflow models"),
     (inventory.doctor, "rectiflow doctor"),
@@ -77,6 +76,7 @@ for command, example in (
     # \b keeps the lines as they are.
     app.command(epilog=f"\b\nExample:\n  {example}")(command)
 app.add_typer(pairs_inspect.commands, name="pairs")
+app.add_typer(evaluating.commands, name="evaluate")
 
 NO_MEMORY = "not enough memory: use a smaller image or model, or --dtype bfloat16"
 

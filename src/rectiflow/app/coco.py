@@ -2,88 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rectiflow.app import options
-from rectiflow.app.console import Session, json_text
-from rectiflow.app.pie_bench import _shard
+from rectiflow.app.console import Session, session
+from rectiflow.app.suites import BatchSize, Limit, Output, Shard, share_of, write_json
 from rectiflow.errors import InputError
-
-if TYPE_CHECKING:
-    from rectiflow.evaluate.coco import Run
-    from rectiflow.models.base import FlowModel
 
 BATCH = 8
 
-Split = Annotated[
-    str | None,
-    typer.Option(
-        help="coco: val2017 or val2014. By default the one that is there.", show_default=False
-    ),
-]
-Ids = Annotated[
-    Path | None,
-    typer.Option(
-        help="coco: text file of image ids, one a line, in place of the usual 5000 or 30000.",
-        show_default=False,
-    ),
-]
-InceptionWeights = Annotated[
-    Path | None,
-    typer.Option(
-        "--inception-weights",
-        help="coco: torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for FID.",
-        show_default=False,
-    ),
-]
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, help="coco: from noise to image.", show_default=False),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance", help="coco: classifier-free guidance; 1 is none.", show_default=False
-    ),
-]
-Solver = Annotated[
-    str | None,
-    typer.Option(help="coco: as in `rectiflow generate`.", show_default=False),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        min=0,
-        max=options.LARGEST_SEED // 2,
-        help="coco: of the first picture's noise; picture i has seed + i. By default 0.",
-        show_default=False,
-    ),
-]
 
-
-@dataclass(frozen=True)
-class CocoOptions:
-    """The options that coco takes, as they were given."""
-
-    data: Path | None = None
-    make_data: Path | None = None
-    split: str | None = None
-    ids: Path | None = None
-    shard: str | None = None
-    batch_size: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    solver: str | None = None
-    seed: int | None = None
-    clip: str | None = None
-    inception_weights: Path | None = None
-
-
-def make_data(terminal: Session, folder: Path, limit: int | None) -> None:
+def _make_data(terminal: Session, folder: Path, limit: int | None) -> None:
     """Write scenes of the emoji world as a COCO folder."""
     from rectiflow.evaluate.coco_emoji import make_emoji_coco
 
@@ -93,78 +25,125 @@ def make_data(terminal: Session, folder: Path, limit: int | None) -> None:
 
 
 def coco(
-    terminal: Session,
-    given: CocoOptions,
-    *,
-    model: str,
-    dtype: options.Dtype,
-    device: str | None,
-    output: Path | None,
-    limit: int | None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with annotations/ and val2017/ or val2014/.", show_default=False),
+    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="val2017 or val2014. By default the one that is there.", show_default=False
+        ),
+    ] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of image ids, one a line, in place of the usual 5000 or 30000.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="From noise to image.", show_default=False)
+    ] = None,
+    guidance: options.Guidance = None,
+    solver: Annotated[
+        str | None, typer.Option(help="As in `rectiflow generate`.", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=options.LARGEST_SEED // 2,
+            help="Of the first picture's noise; picture i has seed + i.",
+        ),
+    ] = 0,
+    batch_size: BatchSize = BATCH,
+    shard: Shard = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a CLIP: laion/CLIP-ViT-g-14-laion2B-s12B-b42K for published "
+            "figures, emoji-clip for the emoji world.",
+            show_default=False,
+        ),
+    ] = None,
+    inception_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for FID.",
+            show_default=False,
+        ),
+    ] = None,
+    make_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write such a folder of --limit scenes of the emoji world, nothing else.",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.NetworkDtype = options.Dtype.float32,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Draw what pictures are missing, then measure all of them."""
-    if given.make_data is not None:
-        make_data(terminal, given.make_data, limit)
-        return
-    if given.data is None:
-        raise InputError("coco needs --data, the folder with annotations/ and val2017/ in it")
-    if output is None:
-        raise InputError("coco needs -o, a folder for the pictures")
-    options.check_finite("--guidance", given.guidance)
-    share = _shard(given.shard)
-    from rectiflow.evaluate.coco import make_pictures
-    from rectiflow.evaluate.coco_data import SPLITS, read_coco, read_ids
-    from rectiflow.evaluate.coco_metrics import FEWEST, load_networks, measure, write_tables
+    """Measure a model on COCO's captions, in any number of sittings.
 
-    if given.split not in (None, *SPLITS):
-        raise InputError(f"--split is {given.split!r}: give {' or '.join(SPLITS)}")
-    ids = None if given.ids is None else read_ids(given.ids)
-    data = read_coco(given.data, given.split, ids).first(limit)
-    if len(data.images) < FEWEST:
-        raise InputError(f"{len(data.images)} pictures say nothing: give {FEWEST} or more")
-    options.output_folder(output)
-    loaded = options.load_model(model, dtype, device)
-    # Before the pictures are drawn: a network that cannot be loaded is found at once.
-    networks = load_networks(given.inception_weights, given.clip, loaded.device)
-    run = _run(loaded, given, data, output)
-    batch_size = given.batch_size or BATCH
-    sitting = make_pictures(loaded, run, batch_size=batch_size, shard=share or (1, 1))
-    latency = {
-        "made": sitting.made,
-        "seconds_per_picture": sitting.seconds,
-        "batch_size": batch_size,
-        "device": str(loaded.device),
-    }
-    n = len(data.images)
-    if share is not None:
-        terminal.result(
-            {"shard": list(share), "done": n - sitting.left, "left": sitting.left, **latency},
-            f"{n - sitting.left} of {n} pictures are there; when all are, the same command "
-            "without --shard measures them",
+    Pictures that are there are not drawn again; when all are, they are measured.
+    """
+    with session(as_json) as terminal:
+        if make_data is not None:
+            _make_data(terminal, make_data, limit)
+            return
+        if data is None:
+            raise InputError("coco needs --data, the folder with annotations/ and val2017/ in it")
+        if output is None:
+            raise InputError("coco needs -o, a folder for the pictures")
+        options.check_finite("--guidance", guidance)
+        share = share_of(shard)
+        from rectiflow.evaluate.coco import Run, make_pictures
+        from rectiflow.evaluate.coco_data import SPLITS, read_coco, read_ids
+        from rectiflow.evaluate.coco_metrics import FEWEST, load_networks, measure, write_tables
+
+        if split not in (None, *SPLITS):
+            raise InputError(f"--split is {split!r}: give {' or '.join(SPLITS)}")
+        pictures = read_coco(data, split, None if ids is None else read_ids(ids)).first(limit)
+        n = len(pictures.images)
+        if n < FEWEST:
+            raise InputError(f"{n} pictures say nothing: give {FEWEST} or more")
+        options.output_folder(output)
+        loaded = options.load_model(model, dtype, device)
+        # Before the pictures are drawn: a network that cannot be loaded is found at once.
+        networks = load_networks(inception_weights, clip, loaded.device)
+        run = Run(
+            pictures,
+            output,
+            num_inference_steps=steps or loaded.default_num_inference_steps,
+            guidance_scale=loaded.default_guidance_scale if guidance is None else guidance,
+            solver=solver or loaded.default_solver,
+            seed=seed,
         )
-        return
-    figures, rows = measure(run, networks)
-    figures |= {"sitting": latency}
-    write_tables(run, figures, rows)
-    file = output / "figures.json"
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json_text(figures) + "\n", encoding="utf-8")
-    unfinished.replace(file)
-    terminal.result(figures, summary(figures))
-
-
-def _run(model: FlowModel, given: CocoOptions, data: Any, output: Path) -> Run:
-    """The options, with what the model says where they are silent."""
-    from rectiflow.evaluate.coco import Run
-
-    return Run(
-        data,
-        output,
-        num_inference_steps=given.steps or model.default_num_inference_steps,
-        guidance_scale=(model.default_guidance_scale if given.guidance is None else given.guidance),
-        solver=given.solver or model.default_solver,
-        seed=given.seed or 0,
-    )
+        batch_size = batch_size or BATCH
+        sitting = make_pictures(loaded, run, batch_size=batch_size, shard=share or (1, 1))
+        latency = {
+            "made": sitting.made,
+            "seconds_per_picture": sitting.seconds,
+            "batch_size": batch_size,
+            "device": str(loaded.device),
+        }
+        if share is not None:
+            terminal.result(
+                {"shard": list(share), "done": n - sitting.left, "left": sitting.left, **latency},
+                f"{n - sitting.left} of {n} pictures are there; when all are, the same command "
+                "without --shard measures them",
+            )
+            return
+        figures, rows = measure(run, networks)
+        figures |= {"sitting": latency}
+        write_tables(run, figures, rows)
+        write_json(figures, output / "figures.json")
+        terminal.result(figures, summary(figures))
 
 
 def summary(figures: dict[str, Any]) -> str:

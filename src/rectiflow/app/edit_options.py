@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from rectiflow.app.suites import methods_in
 from rectiflow.errors import InputError
 
 
@@ -23,7 +24,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         metavar="A,B,C",
-        help="emoji-edits: presets, and nothing or bound. By default all that fit the model.",
+        help="Presets, and nothing or bound. By default all that fit the model.",
         show_default=False,
     ),
 ]
@@ -31,52 +32,45 @@ FirstSeed = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="emoji-edits: of the scenes. By default 2000000, and 1000000 for --tune.",
+        help="Of the first scene. By default 2000000, and 1000000 for --tune.",
         show_default=False,
     ),
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(min=1, help="emoji-edits: edits at a time. By default 20.", show_default=False),
 ]
 Masks = Annotated[
     Masked | None,
     typer.Option(
-        help="emoji-edits: given shows every method where the edit belongs, in a table of its own.",
+        help="given shows every method where the edit belongs, in a table of its own.",
         show_default=False,
     ),
 ]
 Tuned = Annotated[
     Path | None,
     typer.Option(
-        help="emoji-edits: tuning.json of --tune; adds a row with what it chose for a method.",
+        help="tuning.json of --tune; adds a row with what it chose for a method.",
         show_default=False,
     ),
 ]
 Tune = Annotated[
     bool,
-    typer.Option("--tune", help="emoji-edits: choose settings of each method on tuning seeds."),
+    typer.Option("--tune", help="Choose settings of each method on tuning seeds."),
 ]
 Ablations = Annotated[
     bool,
-    typer.Option(
-        "--ablations", help="emoji-edits: vary one setting of exact and ftedit at a time."
-    ),
+    typer.Option("--ablations", help="Vary one setting of exact and ftedit at a time."),
 ]
 Processes = Annotated[
-    int | None,
+    int,
     typer.Option(
         min=1,
-        help="emoji-edits: processes, each with its own copy of the model and a share of the "
+        help="That work side by side, each with its own copy of the model and a share of the "
         "methods.",
-        show_default=False,
     ),
 ]
 
 
 @dataclass(frozen=True)
 class EditOptions:
-    """The options that only emoji-edits takes, as they were given."""
+    """The options of emoji-edits alone, as they were given."""
 
     methods: str | None = None
     first_seed: int | None = None
@@ -85,14 +79,12 @@ class EditOptions:
     tuned: Path | None = None
     tune: bool = False
     ablations: bool = False
-    processes: int | None = None
+    processes: int = 1
 
     @property
     def names(self) -> list[str] | None:
         """The methods asked for."""
-        if self.methods is None:
-            return None
-        return [name for name in (part.strip() for part in self.methods.split(",")) if name]
+        return methods_in(self.methods)
 
     def check(self) -> None:
         """Refuse options that exclude each other.
@@ -106,5 +98,3 @@ class EditOptions:
             raise InputError("--masks and --tuned are for the table: leave out --tune, --ablations")
         if self.ablations and self.methods:
             raise InputError("--ablations has its own methods: leave out --methods")
-        if self.methods is not None and not self.names:
-            raise InputError("--methods names none: leave it out, or give one")

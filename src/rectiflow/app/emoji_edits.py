@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectiflow.app import options
-from rectiflow.app.console import Session, json_text
+import typer
+
+from rectiflow.app import edit_options, options
+from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_options import EditOptions
+from rectiflow.app.suites import BatchSize, Limit, Output, write_json, write_text
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,28 +21,39 @@ if TYPE_CHECKING:
 
 
 def emoji_edits(
-    terminal: Session,
-    given: EditOptions,
-    *,
-    model: str,
-    dtype: options.Dtype,
-    device: str | None,
-    output: Path | None,
-    limit: int | None,
-    command: str,
+    context: typer.Context,
+    limit: Limit = None,
+    output: Output = None,
+    methods: edit_options.Methods = None,
+    masks: edit_options.Masks = None,
+    tuned: edit_options.Tuned = None,
+    tune: edit_options.Tune = False,
+    ablations: edit_options.Ablations = False,
+    first_seed: edit_options.FirstSeed = None,
+    batch_size: BatchSize = None,
+    processes: edit_options.Processes = 1,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.NetworkDtype = options.Dtype.float32,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Measure methods, tune them, or vary settings; what an output folder has is not made again."""
-    given.check()
-    chosen = _chosen(given.tuned)
-    if output is not None:
-        options.output_folder(output)
-    loaded = options.load_model(model, dtype, device)
-    if given.tune:
-        _tune(terminal, given, _bench(loaded, given, output, tuning=True), output, limit)
-    elif given.ablations:
-        _ablations(terminal, given, _bench(loaded, given, output), output, limit)
-    else:
-        _table(terminal, given, loaded, chosen, output, limit, command)
+    """Measure editing methods against known right answers.
+
+    What an output folder has is not made again.
+    """
+    given = EditOptions(methods, first_seed, batch_size, masks, tuned, tune, ablations, processes)
+    with session(as_json) as terminal:
+        given.check()
+        chosen = _chosen(tuned)
+        if output is not None:
+            options.output_folder(output)
+        loaded = options.load_model(model, dtype, device)
+        if tune:
+            _tune(terminal, given, _bench(loaded, given, output, tuning=True), output, limit)
+        elif ablations:
+            _ablations(terminal, given, _bench(loaded, given, output), output, limit)
+        else:
+            _table(terminal, given, loaded, chosen, output, limit, command_line(context))
 
 
 def _chosen(file: Path | None) -> dict[str, dict[str, Any]]:
@@ -95,7 +109,7 @@ def _table(
     clip = WEIGHTS / "emoji-clip"
     bench = replace(_bench(model, given, output), clip=load_clip(clip))
     rows = chosen_methods(model, given.names, chosen)
-    work_ahead(bench, list(rows.items()), limit, given.processes or 1, clip)
+    work_ahead(bench, list(rows.items()), limit, given.processes, clip)
     figures, parts, edits = evaluate_emoji_edits(bench, rows, limit=limit)
     if output is not None:
         names = ["emoji-edits", "emoji-edits-masked"]
@@ -105,7 +119,7 @@ def _table(
         write_csv(per_edit(parts, edits), output / f"{name}-per-edit.csv")
         tables = [figures, *_comparable(output / f"{other}.json", figures)]
         page = edits_page(tables, parts, edits, command=command)
-        _write_text(page, output / f"{name}.html")
+        write_text(page, output / f"{name}.html")
     terminal.result(figures, table_text(figures))
 
 
@@ -148,7 +162,7 @@ def _tune(
 
     n = LIMIT if limit is None else limit
     jobs = [(name, preset) for name, tried in choices(given.names).items() for _, preset in tried]
-    work_ahead(bench, jobs, n, given.processes or 1)
+    work_ahead(bench, jobs, n, given.processes)
     figures = tune(bench, given.names, limit=n)
     if output is not None:
         write_json(figures, output / "tuning.json")
@@ -186,7 +200,7 @@ def _ablations(
     lines: list[str] = []
     folder = None if output is None else options.output_folder(output / "ablations")
     for name, ablation in ABLATIONS.items():
-        work_ahead(bench_for(bench, name), ablation.jobs, n, given.processes or 1)
+        work_ahead(bench_for(bench, name), ablation.jobs, n, given.processes)
         done = ablate(bench, name, limit=n)
         found[name] = done.figures
         if folder is not None:
@@ -201,14 +215,3 @@ def _ablations(
 
 def _ablation_text(name: str, series: Iterable[Any]) -> list[str]:
     return [name, *(f"  {entry['sentence']}" for entry in series)]
-
-
-def write_json(figures: dict[str, Any], file: Path) -> None:
-    """Write figures under a temporary name that is renamed."""
-    _write_text(json_text(figures) + "\n", file)
-
-
-def _write_text(text: str, file: Path) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options
 from rectiflow.app.console import Session
-from rectiflow.app.emoji_edits import write_json
+from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ERROR_MODELS = ("emoji-sd", "emoji-sd3")
 """A diffusion model, and a rectified flow of the same world."""
+EDITING_MODELS = ("emoji-sd", "emoji-2rf")
+"""A teacher, and what was straightened from it."""
 
 
 def inversion_error(
@@ -59,7 +61,7 @@ def inversion_error(
 def straight_editing(
     terminal: Session,
     *,
-    models: Sequence[str],
+    models: Sequence[str] = EDITING_MODELS,
     dtype: options.Dtype = options.Dtype.float32,
     device: str | None = None,
     output: Path | None = None,

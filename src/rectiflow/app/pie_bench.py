@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from rectiflow.app import options
-from rectiflow.app.console import Session, json_text
+from rectiflow.app.console import Session, session
+from rectiflow.app.suites import Limit, Output, Shard, share_of, write_json
 from rectiflow.errors import InputError
 
 
@@ -21,104 +20,6 @@ class Variant(StrEnum):
     both = "both"
     quirk = "quirk"
     corrected = "corrected"
-
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="pie-bench: folder with mapping_file.json and annotation_images/.",
-        show_default=False,
-    ),
-]
-MakeData = Annotated[
-    Path | None,
-    typer.Option(
-        "--make-data",
-        help="pie-bench: write such a folder of --limit edits of the emoji world, nothing else.",
-        show_default=False,
-    ),
-]
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        help="pie-bench: the method; `rectiflow models` lists them. By default exact.",
-        show_default=False,
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="pie-bench: replace a field of the preset; repeatable.",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="pie-bench: processes that edit side by side, each with its own copy of the model.",
-        show_default=False,
-    ),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N",
-        help="pie-bench: only make the I-th of N shares of the results, for machines that share a "
-        "disk; run again without it to measure.",
-        show_default=False,
-    ),
-]
-Metrics = Annotated[
-    Variant | None,
-    typer.Option(
-        help="pie-bench: quirk is what its authors compute, corrected what one would expect. "
-        "By default both.",
-        show_default=False,
-    ),
-]
-Dino = Annotated[
-    str | None,
-    typer.Option(
-        help="pie-bench: folder or hub id of DINO: facebook/dino-vitb8 for published figures.",
-        show_default=False,
-    ),
-]
-Clip = Annotated[
-    str | None,
-    typer.Option(
-        help="pie-bench: folder or hub id of a CLIP: openai/clip-vit-large-patch14 for published "
-        "figures, emoji-clip for the emoji world.",
-        show_default=False,
-    ),
-]
-LpipsWeights = Annotated[
-    Path | None,
-    typer.Option(
-        "--lpips-weights",
-        help="pie-bench: safetensors file of LPIPS with SqueezeNet.",
-        show_default=False,
-    ),
-]
-
-
-@dataclass(frozen=True)
-class PieOptions:
-    """The options that only pie-bench takes, as they were given."""
-
-    data: Path | None = None
-    make_data: Path | None = None
-    preset: str | None = None
-    settings: list[str] | None = None
-    workers: int | None = None
-    shard: str | None = None
-    metrics: Variant | None = None
-    dino: str | None = None
-    clip: str | None = None
-    lpips_weights: Path | None = None
 
 
 # Metric → heading and factor, as papers print them.
@@ -133,7 +34,7 @@ COLUMNS = {
 }
 
 
-def make_data(terminal: Session, folder: Path, limit: int | None) -> None:
+def _make_data(terminal: Session, folder: Path, limit: int | None) -> None:
     """Write edits of the emoji world as a PIE-Bench folder."""
     from rectiflow.evaluate.pie_bench_emoji import make_emoji_pie
 
@@ -143,56 +44,101 @@ def make_data(terminal: Session, folder: Path, limit: int | None) -> None:
 
 
 def pie_bench(
-    terminal: Session,
-    given: PieOptions,
-    *,
-    model: str,
-    dtype: options.Dtype,
-    device: str | None,
-    output: Path | None,
-    limit: int | None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with mapping_file.json and annotation_images/.", show_default=False
+        ),
+    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    preset: options.PresetName = "exact",
+    settings: options.Settings = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes that edit side by side, each with its own copy of the model."
+        ),
+    ] = 1,
+    shard: Shard = None,
+    metrics: Annotated[
+        Variant,
+        typer.Option(help="quirk is what its authors compute, corrected what one would expect."),
+    ] = Variant.both,
+    dino: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of DINO: facebook/dino-vitb8 for published figures.",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of a CLIP: openai/clip-vit-large-patch14 for published "
+            "figures, emoji-clip for the emoji world.",
+            show_default=False,
+        ),
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors file of LPIPS with SqueezeNet.", show_default=False),
+    ] = None,
+    make_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write such a folder of --limit edits of the emoji world, nothing else.",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.ModelName = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.NetworkDtype = options.Dtype.float32,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Make what results are missing, then measure all of them."""
-    if given.make_data is not None:
-        make_data(terminal, given.make_data, limit)
-        return
-    if given.data is None:
-        raise InputError("pie-bench needs --data, the folder with mapping_file.json in it")
-    if output is None:
-        raise InputError("pie-bench needs -o, a folder for the results")
-    share = _shard(given.shard)
-    chosen, _ = options.preset_of(given.preset, given.settings)
-    from rectiflow.evaluate.pie_bench import Run, make_results, measure, write_tables
-    from rectiflow.evaluate.pie_bench_data import read_pie_bench
-    from rectiflow.evaluate.pie_bench_metrics import VARIANTS, load_networks
+    """Measure a method on PIE-Bench, in any number of sittings.
 
-    pictures = read_pie_bench(given.data, limit)
-    run = Run(pictures, chosen, given.preset or "exact", options.output_folder(output))
-    loaded = options.load_model(model, dtype, device)
-    # Before the pictures are made: a network that cannot be loaded is found at once.
-    networks = load_networks(given.dino, given.clip, given.lpips_weights, loaded.device)
-    left = make_results(loaded, run, workers=given.workers or 1, shard=share or (1, 1))
-    if share is not None:
-        done = len(run.data.edits) - len(left)
-        terminal.result(
-            {"method": run.name, "shard": list(share), "done": done, "left": len(left)},
-            f"{run.name}: {done} of {len(run.data.edits)} results are there; when all are, the "
-            "same command without --shard measures them",
+    Results that are there are not made again; when all are, they are measured.
+    """
+    with session(as_json) as terminal:
+        if make_data is not None:
+            _make_data(terminal, make_data, limit)
+            return
+        if data is None:
+            raise InputError("pie-bench needs --data, the folder with mapping_file.json in it")
+        if output is None:
+            raise InputError("pie-bench needs -o, a folder for the results")
+        share = share_of(shard)
+        chosen, _ = options.preset_of(preset, settings)
+        from rectiflow.evaluate.pie_bench import Run, make_results, measure, write_tables
+        from rectiflow.evaluate.pie_bench_data import read_pie_bench
+        from rectiflow.evaluate.pie_bench_metrics import VARIANTS, load_networks
+
+        run = Run(
+            read_pie_bench(data, limit), chosen, preset or "exact", options.output_folder(output)
         )
-        return
-    if networks.missing:
-        terminal.warn(
-            f"not given, so not measured: {', '.join(networks.missing)}; see --dino, --clip and "
-            "--lpips-weights"
-        )
-    variants = VARIANTS if given.metrics in (None, Variant.both) else (given.metrics.value,)
-    figures, rows = measure(run, networks, variants)
-    write_tables(run, figures, rows)
-    file = run.folder / "figures.json"
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json_text(figures) + "\n", encoding="utf-8")
-    unfinished.replace(file)
-    terminal.result(figures, summary(figures))
+        loaded = options.load_model(model, dtype, device)
+        # Before the pictures are made: a network that cannot be loaded is found at once.
+        networks = load_networks(dino, clip, lpips_weights, loaded.device)
+        left = make_results(loaded, run, workers=workers, shard=share or (1, 1))
+        if share is not None:
+            done = len(run.data.edits) - len(left)
+            terminal.result(
+                {"method": run.name, "shard": list(share), "done": done, "left": len(left)},
+                f"{run.name}: {done} of {len(run.data.edits)} results are there; when all are, "
+                "the same command without --shard measures them",
+            )
+            return
+        if networks.missing:
+            terminal.warn(
+                f"not given, so not measured: {', '.join(networks.missing)}; see --dino, --clip "
+                "and --lpips-weights"
+            )
+        variants = VARIANTS if metrics is Variant.both else (metrics.value,)
+        figures, rows = measure(run, networks, variants)
+        write_tables(run, figures, rows)
+        write_json(figures, run.folder / "figures.json")
+        terminal.result(figures, summary(figures))
 
 
 def summary(figures: dict[str, Any]) -> str:
@@ -214,13 +160,3 @@ def summary(figures: dict[str, Any]) -> str:
 
 def _cell(value: float | None, factor: float) -> str:
     return "-" if value is None else f"{factor * value:.2f}"
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    """(I, N) of "I/N"."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"--shard is {text!r}: give I/N with I from 1 to N, such as 1/4")
-    return int(found[1]), int(found[2])

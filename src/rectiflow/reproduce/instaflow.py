@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from rectiflow.models.load import WEIGHTS
 from rectiflow.reproduce.study import Flow, Item, Pictures, Settings, Store, Student, Study
 from rectiflow.straighten.recipes import get_recipe
 
@@ -147,7 +146,6 @@ def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> l
 
 def _variations(steps: int, teacher: Store) -> list[Item]:
     """One setting at a time; stacked students; k steps; fewer samples; pairs made on the fly."""
-    clip = str(WEIGHTS / "emoji-clip")
     changed: dict[str, Settings] = {
         "time-uniform": {"time_law": "uniform"},
         "time-logit-normal": {"time_law": "logit_normal"},
@@ -155,7 +153,7 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         "loss-huber": {"loss": "pseudo_huber"},
         "loss-lpips-huber": {
             "loss": "lpips_huber",
-            "lpips_weights": clip,
+            "lpips_weights": "emoji-clip",
             "decode_chunk": 16,
             "steps": steps // 4,
             "decay_steps": steps // 16,

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.load import WEIGHTS
 
 LossName = Literal["l2", "pseudo_huber", "lpips", "lpips_huber"]
 PERCEPTUAL = ("lpips", "lpips_huber")
@@ -119,7 +120,7 @@ def picture_distance(weights: Path | None, device: torch.device) -> PictureDista
 
     Args:
         weights: LPIPS in a safetensors file (`models.lpips.load_lpips`), or the folder of a
-            `CLIPModel`, whose vision features then make the distance.
+            `CLIPModel`, whose vision features then make the distance; `emoji-clip` by its name.
         device: Where it computes.
 
     Raises:
@@ -129,6 +130,8 @@ def picture_distance(weights: Path | None, device: torch.device) -> PictureDista
 
     if weights is None:
         raise InputError(MISSING_WEIGHTS)
+    if not weights.exists() and (WEIGHTS / weights).is_dir():
+        weights = WEIGHTS / weights
     if weights.is_dir():
         return ClipDistance.load(weights).to(device)
     if not weights.is_file():

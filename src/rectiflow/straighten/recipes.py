@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rectiflow.errors import InputError
-from rectiflow.models.load import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def _toy() -> Recipe:
     teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 256)
     reflowed = PairPlan("reflow", "euler", 25, 1.5, 256)
     distill = common | {"kind": "distill", "learning_rate": 1e-4}
-    pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip"), "steps": 40}
+    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "steps": 40}
     return Recipe(
         "toy",
         "minutes on a CPU with the embedded emoji-sd: to see every part at work, not for quality",
@@ -217,7 +216,7 @@ def _emoji() -> Recipe:
     reflowed = PairPlan("reflow", "euler", 8, 1.5, 8192)
     reflow = common | {"kind": "reflow", "steps": 1600, "decay_steps": 400, "time_law": "u_shaped"}
     distill = common | {"kind": "distill", "steps": 600, "decay_steps": 150}
-    pictures = {"loss": "lpips", "lpips_weights": str(WEIGHTS / "emoji-clip")}
+    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip"}
     short = {"steps": 48, "decay_steps": 24, "measure_every": 0, "learning_rate": 1e-4}
     short |= {"muon_learning_rate": 2e-4, "decode_chunk": 16}
     direct = {"steps": 2200, "decay_steps": 550}

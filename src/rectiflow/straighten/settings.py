@@ -99,7 +99,7 @@ class StraightenConfig(TrainConfig):
     huber: float = Field(default=HUBER, gt=0)
     """c of the pseudo-Huber loss, per dimension."""
     lpips_weights: Path | None = None
-    """LPIPS in a safetensors file, or the folder of a CLIPModel."""
+    """LPIPS in a safetensors file, the folder of a CLIPModel, or `emoji-clip`."""
     decode_chunk: PositiveInt = 4
     """Latents decoded at a time, for losses of pictures."""
 
