@@ -380,14 +380,22 @@ PSNR to the true target by kind of edit, dB:
 {kinds_table(edits)}
 {"".join(section(results) for section in SECTIONS)}"""
     (DOCS / "figures.md").write_text(page, encoding="utf-8")
+    straightened = reproduction()
+    one_step = one_step_table(straightened) if straightened else ""
     fill(
         ROOT / "README.md",
-        "\n\n".join([edits_table(edits, best_rows(edits)), ties_sentence(edits), table]),
+        "\n\n".join([edits_table(edits, best_rows(edits)), ties_sentence(edits), table, one_step]),
     )
     for name in ("emoji-vae", "emoji-clip", "emoji-sd3"):
         fill(ROOT / "src/rectiflow/weights" / name / "README.md", f"{table}\n\n{made}.")
     card = ROOT / "src/rectiflow/weights/emoji-sd/README.md"
     fill(card, f"{goals_table(judged(diffusion))}\n\n{circumstances(diffusion)}.")
+    if straightened:
+        for name in ("emoji-2rf", "emoji-instaflow"):
+            rows = tuple(row for row in SHIPPED if row.startswith(("teacher", name)))
+            card = ROOT / "src/rectiflow/weights" / name / "README.md"
+            made = f"{straightened['date']}, {straightened['machine']}"
+            fill(card, f"{one_step_table(straightened, rows)}\n\n{made}.")
     demo_picture(ROOT / "demo")
 
 
