@@ -1,0 +1,178 @@
+"""Each claim of InstaFlow's on hand-made figures: every verdict, and in the right direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rectiflow.reproduce.claims import CLAIMS, EVEN, FAILS, HOLDS, MISSING, Verdict, all_claims
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, TRAILING
+from tests.reproduce.rows import Row, figures, flow, pictures
+
+PART = "in part"
+KEYS = [key for key, *_ in CLAIMS]
+Rows = dict[str, Row]
+
+
+def verdict(key: str, rows: Rows) -> Verdict:
+    return next(one for one in all_claims(figures(rows)) if one.key == key)
+
+
+def seeds(kind: str, value: float) -> Rows:
+    """One-step students of three seeds, closely around a Fréchet distance."""
+    return {f"{kind}-{s}-at-1": pictures(value + 0.02 * (s - 1)) for s in SEEDS}
+
+
+# Each takes a distance at which all comparisons of a claim stand: below 0 it is as the claim has
+# it, above 0 the other way round, and at 0 equal.
+
+
+def reflow_first(by: float) -> Rows:
+    return {
+        "emoji-instaflow-at-1": pictures(20 + by),
+        "emoji-direct-at-1": pictures(20),
+        **seeds("one", 20 + by),
+        **seeds("direct", 20),
+        **seeds("paper-one", 20 + by),
+        **seeds("paper-direct", 20),
+    }
+
+
+def straighter(by: float) -> Rows:
+    return {"flow-emoji-2rf": flow(20 + by, 30 + by), "flow-teacher": flow(20, 30)}
+
+
+def resembles(by: float) -> Rows:
+    ours, direct = 0.2 + by / 1000, {"teacher-at-25": 0.2}
+    rows = {
+        # How near the student of the 2-rectified flow is to the first teacher is not the question.
+        "emoji-instaflow-at-1": pictures(1, {"emoji-2rf-at-25": ours, "teacher-at-25": 0.2 - by}),
+        "emoji-direct-at-1": pictures(1, direct),
+    }
+    for seed in SEEDS:
+        near = ours + 1e-5 * seed
+        rows[f"one-{seed}-at-1"] = pictures(1, {f"2rf-{seed}-at-8": near, "teacher-at-25": 0.2})
+        rows[f"direct-{seed}-at-1"] = pictures(1, {"teacher-at-25": 0.2 + 1e-5 * seed})
+    return rows
+
+
+def few_steps(by: float) -> Rows:
+    rows = {f"emoji-2rf-at-{k}": pictures(20 + by) for k in K_STEPS}
+    rows |= {f"teacher-at-{k}": pictures(20) for k in K_STEPS}
+    return rows | {f"teacher-{solver}-trailing-at-4": pictures(20) for solver in TRAILING}
+
+
+def guidance(by: float) -> Rows:
+    return {f"alpha-{a}-at-8": pictures(20 + (by if a <= 2 else 0)) for a in ALPHAS}
+
+
+def stacking(by: float) -> Rows:
+    return {
+        "stacked-at-1": pictures(20 + by),
+        "one-0-at-1": pictures(20),
+        "stacked-direct-at-1": pictures(30),
+        "single-direct-at-1": pictures(30),
+    }
+
+
+def many_steps(by: float) -> Rows:
+    """A slight drop; of 30 more instead of 3, a great one."""
+    ours = {-3: 23, 0: 20, 3: 50}[round(by)]
+    return {"emoji-2rf-at-25": pictures(ours), "teacher-at-25": pictures(20)}
+
+
+ROWS: dict[str, Callable[[float], Rows]] = {
+    "a": reflow_first,
+    "b": straighter,
+    "c": resembles,
+    "d": few_steps,
+    "e": guidance,
+    "f": stacking,
+    "g": many_steps,
+}
+
+
+def test_no_claim_is_left_out() -> None:
+    assert list(ROWS) == KEYS
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(("by", "word"), [(-3, HOLDS), (3, FAILS), (0, EVEN)])
+def test_each_verdict_of_each_claim(key: str, by: float, word: str) -> None:
+    found = verdict(key, ROWS[key](by))
+    assert found.verdict == word, found.sentence
+    assert len(found.sentence) > 20
+
+
+def test_without_figures_nothing_was_run() -> None:
+    found = all_claims(figures({}))
+    assert [(one.key, one.verdict) for one in found] == [(key, MISSING) for key in KEYS]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_nothing_simply_holds_when_a_row_is_missing(key: str) -> None:
+    """It is not run, or the sentence says what of it was not; or three seeds are fewer."""
+    whole = ROWS[key](-3)
+    complete = verdict(key, whole).sentence
+    assert "not run" not in complete
+    for name in whole:
+        found = verdict(key, {n: row for n, row in whole.items() if n != name})
+        seeded = name.removeprefix("paper-").startswith(("one-", "direct-")) and key in "ac"
+        if found.verdict == HOLDS and not seeded:
+            assert "not run" in found.sentence, name
+        if seeded:
+            assert found.sentence != complete, name
+
+
+@pytest.mark.parametrize("key", ["a", "b", "c", "d"])
+def test_comparisons_that_differ_hold_in_part(key: str) -> None:
+    rows = ROWS[key](-3)
+    other = ROWS[key](3)
+    turned = {"a": "emoji-instaflow-at-1", "c": "emoji-instaflow-at-1", "d": "emoji-2rf-at-1"}
+    if key == "b":
+        rows["flow-emoji-2rf"] = flow(17, 33)
+    else:
+        rows[turned[key]] = other[turned[key]]
+    found = verdict(key, rows)
+    assert found.verdict == PART
+    assert f": {HOLDS}" in found.sentence and f": {FAILS}" in found.sentence
+
+
+def test_small_figures_decide_what_they_can() -> None:
+    """One seed of the chain, and its own flow beside the teacher's."""
+    rows = {
+        "one-0-at-1": pictures(10, {"2rf-0-at-8": 0.1}),
+        "direct-0-at-1": pictures(12),
+        "flow-2rf-0": flow(0.1, 1),
+        "flow-teacher": flow(2.0, 2),
+    }
+    words = {one.key: one.verdict for one in all_claims(figures(rows))}
+    assert words["a"] == words["b"] == HOLDS
+    assert {words[key] for key in "cdefg"} == {MISSING}
+
+
+def test_three_seeds_far_apart_are_not_told_apart_by_their_means() -> None:
+    """A t interval of three: the pictures' own small errors do not count."""
+    rows = {f"one-{s}-at-1": pictures(10 + 4 * s) for s in SEEDS}
+    rows |= {f"direct-{s}-at-1": pictures(14 + 4 * s) for s in SEEDS}
+    assert verdict("a", rows).verdict == EVEN
+
+
+def test_guidance_is_best_where_it_is_told_to_be() -> None:
+    # α = 3 is best by far: it is not [1, 2] that serves.
+    rows = guidance(-3) | {"alpha-3.0-at-8": pictures(10)}
+    assert verdict("e", rows).verdict == FAILS
+    # α = 3 is a little better than the best of them, and 5 clearly worse: cannot be told.
+    rows = guidance(-3) | {"alpha-3.0-at-8": pictures(16.9)}
+    assert verdict("e", rows).verdict == EVEN
+
+
+def test_stacking_that_also_pays_before_holds_in_part() -> None:
+    rows = stacking(-3) | {"stacked-direct-at-1": pictures(20)}
+    assert verdict("f", rows).verdict == PART
+
+
+def test_better_than_the_teacher_is_no_drop() -> None:
+    rows = {"emoji-2rf-at-25": pictures(15), "teacher-at-25": pictures(20)}
+    assert verdict("g", rows).verdict == FAILS
