@@ -46,10 +46,12 @@ def work_together(
     torch.set_num_threads(threads)
     try:
         workshop.work(items, max_minutes=max_minutes, told=told)
+        if max_minutes is not None:
+            for process in others:
+                process.join()  # whose time is up as well: it keeps what it has trained
     finally:
         torch.set_num_threads(before)
         for process in others:
-            process.join(0 if max_minutes is None else None)
             process.terminate()
     return [item for item in items if not workshop.there(item)]
 

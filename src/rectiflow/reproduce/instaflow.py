@@ -208,7 +208,7 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
 def _shipped(teacher: Store) -> list[Item]:
     """The models that ship, by their own recipe; and direct distillation of as many samples."""
     recipe = {phase.name: phase for phase in get_recipe(SHIPPED).phases}
-    plan = recipe["distill-l2"].pairs
+    plan = recipe["distill"].pairs
     assert plan.num is not None
     pairs = Store(
         "pairs-of-emoji-2rf",
@@ -225,8 +225,9 @@ def _shipped(teacher: Store) -> list[Item]:
     return [
         trained("emoji-2rf", TEACHER, teacher, "reflow"),
         pairs,
-        trained("emoji-instaflow", "emoji-2rf", pairs, "distill-l2", "distill-clip"),
-        trained("emoji-direct", TEACHER, teacher, "direct-l2", "direct-clip"),
+        trained("emoji-instaflow", "emoji-2rf", pairs, "distill"),
+        trained("emoji-direct", TEACHER, teacher, "direct"),
+        trained("emoji-instaflow-clip", "emoji-instaflow", pairs, "distill-clip"),
     ]
 
 
@@ -243,6 +244,7 @@ def _rows() -> list[Item]:
         _at("emoji-2rf", STEPS, NUM, "teacher-at-25", judged=JUDGED),
         _at("emoji-instaflow", 1, NUM, "teacher-at-25", "emoji-2rf-at-25", judged=JUDGED),
         _at("emoji-direct", 1, NUM, "teacher-at-25", judged=JUDGED),
+        _at("emoji-instaflow-clip", 1, FEW, "teacher-at-25"),
         *(_teacher_at(k, FEW, 0) for k in K_STEPS),
         *(
             Pictures(

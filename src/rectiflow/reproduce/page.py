@@ -165,6 +165,7 @@ def _pictures_table(figures: Figures) -> str:
         ),
         *(("`emoji-2rf`", f"emoji-2rf-at-{k}") for k in (25, 8, 4, 2, 1)),
         ("`emoji-instaflow`", "emoji-instaflow-at-1"),
+        ("… and then by the distance in emoji-clip's features", "emoji-instaflow-clip-at-1"),
         ("direct distillation of as many samples", "emoji-direct-at-1"),
     ]
     rows = [_quality(figures, label, [name]) for label, name in singles]

@@ -225,14 +225,14 @@ def _emoji() -> Recipe:
     pictures |= {"steps": 48, "decay_steps": 24, "measure_every": 0}
     return Recipe(
         "emoji-instaflow",
-        "the shipped emoji-2rf and emoji-instaflow, and direct distillation at equal training",
+        "the shipped emoji-2rf and emoji-instaflow; as baselines direct distillation of as many "
+        "samples, and LPIPS in emoji-clip's features after L2",
         "emoji-sd",
         (
             Phase("reflow", reflow, teacher),
-            Phase("distill-l2", distill | near, reflowed),
-            Phase("distill-clip", distill | pictures, reflowed),
-            Phase("direct-l2", distill | far, teacher, baseline=True),
-            Phase("direct-clip", distill | pictures, teacher, baseline=True),
+            Phase("distill", distill | near, reflowed),
+            Phase("distill-clip", distill | pictures, reflowed, baseline=True),
+            Phase("direct", distill | far, teacher, baseline=True),
         ),
     )
 
