@@ -1,0 +1,89 @@
+"""`rectiflow reproduce`, as far as it goes without training anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rectiflow.reproduce.claims import CLAIMS, MISSING
+from rectiflow.reproduce.instaflow import instaflow
+from tests.app.conftest import Run
+
+
+def test_help(run: Run) -> None:
+    done = run("reproduce", "--help")
+    assert done.code == 0 and not done.err
+    for word in ("instaflow", "--size", "--only", "--processes", "--max-minutes", "--json"):
+        assert word in done.out
+
+
+def test_no_time_says_what_is_missing(run: Run, tmp_path: Path) -> None:
+    folder, page = tmp_path / "work", tmp_path / "pages" / "page.md"
+    words = ("reproduce", "instaflow", "-o", folder, "--page", page, "--max-minutes", 0)
+    done = run(*words, "--json")
+    assert done.code == 0
+    items = [item.name for item in instaflow("small").items]
+    data = done.data
+    assert data["missing"] == items
+    assert (data["paper"], data["size"], data["page"]) == ("instaflow", "small", str(page))
+    assert data["folder"] == str(folder) and data["seconds"] >= 0 and data["warnings"] == []
+    assert list(data["claims"]) == [key for key, *_ in CLAIMS]
+    for claim in data["claims"].values():
+        assert claim.keys() == {"claim", "verdict", "sentence"} and claim["verdict"] == MISSING
+    assert "## Not run" in page.read_text(encoding="utf-8")
+    for part in ("pairs", "students", "figures", "locks"):
+        assert not (folder / part).exists()
+    text = run(*words)
+    assert text.code == 0 and text.out.rstrip().endswith(str(page))
+    assert f"{len(items)} items are not there" in text.out
+
+
+def test_only_some_of_it(run: Run, tmp_path: Path) -> None:
+    words = ("-o", tmp_path / "work", "--page", tmp_path / "page.md", "--max-minutes", 0, "--json")
+    done = run("reproduce", "instaflow", "--only", "teacher", "--only", "one", *words)
+    expected = [item.name for item in instaflow("small").only(["teacher", "one"])]
+    assert done.data["missing"] == expected and len(expected) < len(instaflow("small").items)
+
+
+def test_the_folder_of_another_size_or_dtype_is_refused(run: Run, tmp_path: Path) -> None:
+    folder, page = tmp_path / "work", tmp_path / "page.md"
+    words = ("reproduce", "instaflow", "-o", folder, "--page", page, "--max-minutes", 0)
+    assert run(*words).code == 0
+    before = page.read_bytes()
+    run(*words, "--size", "full").refuses(str(folder), "instaflow small float32", "-o")
+    run(*words, "--dtype", "bfloat16").refuses(str(folder), "instaflow small float32", "-o")
+    assert page.read_bytes() == before
+    assert [file.name for file in folder.iterdir()] == ["study.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nothing"], "nothing"),
+        (["instaflow", "--only", "wrong"], "--only wrong"),
+        (["instaflow", "--size", "huge"], "--size"),
+        (["instaflow", "--processes", "0"], "--processes"),
+        (["instaflow", "--max-minutes", "-1"], "--max-minutes"),
+    ],
+)
+def test_wrong_words(run: Run, tmp_path: Path, words: list[str], expected: str) -> None:
+    out = ("-o", tmp_path / "work", "--page", tmp_path / "page.md")
+    run("reproduce", *words, *out).refuses(expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    page = tmp_path / "file" / "page.md"
+    run("reproduce", "instaflow", "-o", tmp_path / "work", "--page", page).refuses(str(page.parent))
+
+
+def test_the_record_beside_the_page(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    words = ("-o", tmp_path / "work", "--page", page, "--max-minutes", 0, "--json")
+    done = run("reproduce", "instaflow", *words)
+    record = json.loads((tmp_path / "page" / "figures.json").read_text(encoding="utf-8"))
+    assert record["claims"] == done.data["claims"] and record["rows"] == {}
+    assert (record["study"], record["size"], record["dtype"]) == ("instaflow", "small", "float32")
