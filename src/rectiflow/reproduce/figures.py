@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rectiflow.evaluate.flow_quality import described
+from rectiflow.evaluate.frechet import jackknife_error
+from rectiflow.reproduce.measuring import samples
 from rectiflow.reproduce.study import Flow, Pictures
 from rectiflow.reproduce.workshop import Workshop
 
@@ -46,6 +50,12 @@ class Estimate:
         return self.high < other.low
 
 
+Cell = tuple[str, str]
+"""A row's name, and a figure's as `Figures.of` takes it."""
+COLUMNS = {"transport_cost": "l2_squared"}
+"""Where samples have another name than the figure."""
+
+
 class Figures:
     """The rows of a study that are there.
 
@@ -55,10 +65,12 @@ class Figures:
 
     def __init__(self, workshop: Workshop) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
+        self.samples: dict[str, dict[str, NDArray[np.float64]]] = {}
         for item in workshop.study.items:
             if isinstance(item, Pictures | Flow) and workshop.there(item):
                 text = workshop.path(item).read_text(encoding="utf-8")
                 self.rows[item.name] = json.loads(text)
+                self.samples[item.name] = samples(workshop, item)
 
     def of(self, name: str, figure: str) -> Estimate | None:
         """A figure of a row with its interval over pictures or trajectories; None if not there.
@@ -84,22 +96,57 @@ class Figures:
                     return None
                 low, high = row["judge"]["interval"][kind]
                 return Estimate(row["judge"][kind], (high - low) / 2)
-            case "clip_score" | "straightness":
-                found = row.get(kind)
-            case "transport_cost":
-                found = row.get(kind, {}).get("l2_squared")
             case "likeness":
                 found = row[kind].get(key)
-            case "error":
-                found = row.get("pair_error", {}).get(key)
+            case "clip_score" | "straightness" | "transport_cost" | "error":
+                found = row.get(COLUMNS.get(figure, figure))
             case _:
                 raise KeyError(figure)
         return None if found is None else Estimate(found["mean"], 1.96 * found["standard_error"])
 
     def over(self, names: Iterable[str], figure: str) -> Estimate | None:
         """A figure of several training seeds: mean and t interval over those that are there."""
-        found = [one for name in names if (one := self.of(name, figure)) is not None]
+        return self.mean([(name, figure) for name in names])
+
+    def mean(self, cells: Iterable[Cell]) -> Estimate | None:
+        """Likewise, where the figure has another name in every row."""
+        found = [one for cell in cells if (one := self.of(*cell)) is not None]
         return over_seeds(found)
+
+    def difference(self, cells: Sequence[Cell], others: Sequence[Cell]) -> Estimate | None:
+        """The figures of some rows less those of others, of the same captions and noise.
+
+        Over the training seeds that both have, or for one seed over pictures or trajectories; in
+        pairs either way, so that what is hard for all does not blur what is different.
+
+        Args:
+            cells: One for each training seed.
+            others: Likewise.
+        """
+        pairs = [
+            (a, b)
+            for a, b in zip(cells, others, strict=True)
+            if self.of(*a) is not None and self.of(*b) is not None
+        ]
+        if len(pairs) == 1:
+            return self._paired(*pairs[0])
+        gaps = []
+        for a, b in pairs:
+            one, other = self.of(*a), self.of(*b)
+            assert one is not None and other is not None
+            gaps.append(Estimate(one.mean - other.mean, 0.0))
+        return over_seeds(gaps)
+
+    def _paired(self, cell: Cell, other: Cell) -> Estimate:
+        """The difference of two rows' means, from the differences of their samples."""
+        if cell[1] == "frechet":
+            a, b = (self.rows[name]["frechet_of_first"] for name, _ in (cell, other))
+            error = jackknife_error(np.subtract(a["left_out"], b["left_out"]))
+            return Estimate(a["value"] - b["value"], 1.96 * error)
+        one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
+        n = min(len(one), len(two))
+        found = described(one[:n] - two[:n])
+        return Estimate(found["mean"], 1.96 * found["standard_error"])
 
 
 def over_seeds(found: Sequence[Estimate]) -> Estimate | None:

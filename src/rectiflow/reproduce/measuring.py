@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.evaluate.clip_features import image_features
 from rectiflow.evaluate.emoji_models import load_clip
-from rectiflow.evaluate.flow_quality import described, flow_quality
+from rectiflow.evaluate.flow_quality import described, flow_samples
 from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.evaluate.picture_quality import draw, reference_statistics, score_pictures
 from rectiflow.models.load import WEIGHTS, load
@@ -23,6 +23,7 @@ from rectiflow.reproduce.study import Flow, Pictures, Store
 from rectiflow.reproduce.training import captions
 from rectiflow.straighten import monitor
 from rectiflow.straighten.reading import PairStore
+from rectiflow.straighten.text_cache import remembering_prompts
 
 if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
@@ -32,6 +33,8 @@ REFERENCE = 5000
 """True pictures that Fréchet distances are measured against, whatever the number of drawn ones."""
 COMPARED = 1000
 """Fréchet distances are also taken of so many, since those of unequal numbers do not compare."""
+CHUNK = 500
+"""Pictures that are kept together while a row is drawn."""
 BATCH = 50
 FEW_STEPS = (1, 2, 4, 8)
 
@@ -42,97 +45,120 @@ def measure_pictures(workshop: Workshop, row: Pictures) -> None:
     Picture i has the caption of the held-out scene i and noise of that scene's seed: all rows have
     the same.
     """
-    seeds = range(HELD_OUT, HELD_OUT + row.num)
     model = load(workshop.model(row.model), dtype=workshop.dtype)
-    if row.spacing is not None:
-        model.pipeline.scheduler.register_to_config(timestep_spacing=row.spacing)
-    started = time.perf_counter()
-    drawn = draw(
-        model,
-        seeds,
-        num_inference_steps=row.num_inference_steps,
-        guidance_scale=row.guidance_scale,
-        solver=row.solver,
-        grid=None if row.solver else "student",
-        batch_size=BATCH,
-    )
-    seconds = time.perf_counter() - started
+    drawn = _drawn(workshop, row, model)
+    seeds = range(HELD_OUT, HELD_OUT + row.num)
     clip = load_clip(WEIGHTS / "emoji-clip")
     reference = _reference(workshop)
     scores = score_pictures(drawn, seeds, clip=clip, reference=reference, judged=row.judged)
     first = frechet_estimate(image_features(clip, drawn[:COMPARED]), reference)
+    likeness = {name: _distances(drawn, pictures(workshop, name)) for name in row.against}
+    columns = scores.columns | {f"likeness:{name}": found for name, found in likeness.items()}
+    _keep(_samples_file(workshop, row), columns)
     figures = scores.summary() | {
         "frechet_of_first": {
             "n": min(COMPARED, row.num),
             "value": first.value,
             "standard_error": first.standard_error,
+            "left_out": list(first.left_out),
         },
-        "likeness": {name: _likeness(workshop, drawn, name) for name in row.against},
+        "likeness": {name: described(found) for name, found in likeness.items()},
+        "model": row.model,
+        "num_inference_steps": row.num_inference_steps,
+        "guidance_scale": row.guidance_scale,
+        "solver": row.solver or "euler",
     }
-    file = workshop.path(row)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _keep(file.with_suffix(".npz"), drawn)
-    _write(
-        file,
-        figures
-        | {
-            "model": row.model,
-            "num_inference_steps": row.num_inference_steps,
-            "guidance_scale": row.guidance_scale,
-            "solver": row.solver or "euler",
-            "seconds_drawing": seconds,
-            **_circumstances(workshop, model),
-        },
-    )
+    _write(workshop.path(row), figures | _circumstances(workshop, model))
+
+
+def _drawn(workshop: Workshop, row: Pictures, model: FlowModel) -> NDArray[np.uint8]:
+    """A row's pictures, `CHUNK` at a time; those that a killed process has kept are taken up."""
+    if row.spacing is not None:
+        model.pipeline.scheduler.register_to_config(timestep_spacing=row.spacing)
+    with remembering_prompts(model):
+        for first, file in _chunks(workshop, row):
+            if not file.is_file():
+                last = min(first + CHUNK, row.num)
+                drawn = draw(
+                    model,
+                    range(HELD_OUT + first, HELD_OUT + last),
+                    num_inference_steps=row.num_inference_steps,
+                    guidance_scale=row.guidance_scale,
+                    solver=row.solver,
+                    grid=None if row.solver else "student",
+                    batch_size=BATCH,
+                )
+                _keep(file, {"pictures": drawn})
+    return pictures(workshop, row.name)
 
 
 def pictures(workshop: Workshop, name: str) -> NDArray[np.uint8]:
     """The pictures of a row, uint8 [N, 64, 64, 3]."""
     item = workshop.study.item(name)
     assert isinstance(item, Pictures)
-    with np.load(workshop.path(item).with_suffix(".npz")) as kept:
-        found: NDArray[np.uint8] = kept["pictures"]
-    return found
+    parts = []
+    for _, file in _chunks(workshop, item):
+        with np.load(file) as kept:
+            parts.append(kept["pictures"])
+    return np.concatenate(parts)
+
+
+def _chunks(workshop: Workshop, row: Pictures) -> list[tuple[int, Path]]:
+    """The number of the first picture of each chunk, and its file."""
+    folder = workshop.folder / "pictures" / row.name
+    return [(first, folder / f"{first:05d}.npz") for first in range(0, row.num, CHUNK)]
+
+
+def samples(workshop: Workshop, row: Pictures | Flow) -> dict[str, NDArray[np.float64]]:
+    """Figures of every picture or trajectory of a row, [N] each; rows of equal seeds make pairs."""
+    with np.load(_samples_file(workshop, row)) as kept:
+        return {name: kept[name] for name in kept.files}
+
+
+def _samples_file(workshop: Workshop, row: Pictures | Flow) -> Path:
+    return workshop.path(row).with_suffix(".samples.npz")
 
 
 def measure_flow(workshop: Workshop, row: Flow) -> None:
     """Follow held-out noise accurately; how straight that is, how far, and what few steps miss."""
     seeds = range(HELD_OUT, HELD_OUT + row.num)
     model = load(workshop.model(row.model), dtype=workshop.dtype)
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"model": row.model, "guidance_scale": row.guidance_scale}
+    columns: dict[str, NDArray[np.float64]] = {}
     if row.straight:
-        figures |= flow_quality(
+        columns = flow_samples(
             model, captions(seeds), seeds, guidance_scale=row.guidance_scale, batch_size=BATCH
         )
+        figures |= {name: described(found) for name, found in columns.items()}
     if row.pairs is not None:
         store = workshop.study.item(row.pairs)
         assert isinstance(store, Store)
-        figures["pair_error"] = few_step_errors(model, PairStore.open(workshop.path(store)))
-    _write(
-        workshop.path(row),
-        figures | {"model": row.model, **_circumstances(workshop, model)},
-    )
+        errors = few_step_errors(model, PairStore.open(workshop.path(store)))
+        figures |= {name: described(found) for name, found in errors.items()}
+        columns |= errors
+    _keep(_samples_file(workshop, row), columns)
+    _write(workshop.path(row), figures | _circumstances(workshop, model))
 
 
 @torch.no_grad()
-def few_step_errors(model: FlowModel, store: PairStore) -> dict[str, dict[str, Any]]:
-    """How far k Euler steps end from the latents of pairs, by k: mean squares per dimension."""
-    found: dict[str, list[float]] = {str(k): [] for k in FEW_STEPS}
+def few_step_errors(model: FlowModel, store: PairStore) -> dict[str, NDArray[np.float64]]:
+    """How far k Euler steps end from the latents of each pair: `error:k`, mean squares."""
+    found: dict[str, list[float]] = {f"error:{k}": [] for k in FEW_STEPS}
     for first in range(0, store.manifest.num, BATCH):
         batch = store.pairs(range(first, min(first + BATCH, store.manifest.num)))
         cond: Conditioning = model.encode_prompt(batch.prompts)
         for k in FEW_STEPS:
             end = monitor.few_steps(model, cond, batch.x_0.to(model.device), k)
-            found[str(k)] += monitor.mean_square(end - batch.x_1.to(end)).tolist()
-    return {k: described(errors) for k, errors in found.items()}
+            found[f"error:{k}"] += monitor.mean_square(end - batch.x_1.to(end)).tolist()
+    return {name: np.array(errors) for name, errors in found.items()}
 
 
-def _likeness(workshop: Workshop, drawn: NDArray[np.uint8], name: str) -> dict[str, Any]:
-    """Mean squared distance of pixels in [0, 1] from another row's pictures of the same seeds."""
-    other = pictures(workshop, name)
+def _distances(drawn: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean squared distance of pixels in [0, 1], picture by picture of equal seeds, [N]."""
     n = min(len(drawn), len(other))
     a, b = (x[:n].astype(np.float64).reshape(n, -1) / 255 for x in (drawn, other))
-    return described(np.square(a - b).mean(axis=1))
+    found: NDArray[np.float64] = np.square(a - b).mean(axis=1)
+    return found
 
 
 def _reference(workshop: Workshop) -> GaussianStatistics:
@@ -154,10 +180,11 @@ def _circumstances(workshop: Workshop, model: FlowModel) -> dict[str, Any]:
     }
 
 
-def _keep(file: Path, drawn: NDArray[np.uint8]) -> None:
+def _keep(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.tmp")
     with unfinished.open("wb") as opened:
-        np.savez_compressed(opened, pictures=drawn)
+        np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
     unfinished.replace(file)
 
 
