@@ -168,4 +168,3 @@ def test_what_is_refused(run: Run, sd3: Path, tmp_path: Path) -> None:
     run(*words, "--tuned", tmp_path / "none.json").refuses("none.json")
     (tmp_path / "other.json").write_text("[]")
     run(*words, "--tuned", tmp_path / "other.json").refuses("--tune")
-    run("evaluate", "emoji-models", "--tune").refuses("emoji-models", "emoji-edits")

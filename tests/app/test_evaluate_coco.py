@@ -102,10 +102,6 @@ def test_the_command_refuses_in_a_line(run: Run, data: Path, tmp_path: Path) -> 
         (["coco", *given, "--limit", "2"], "3 or more"),
         (["coco", *given, "--guidance", "nan"], "finite"),
         (["coco", *given, "--inception-weights", tmp_path / "none.pth"], "6726825d"),
-        (["coco", *given, "--preset", "exact"], "takes no --preset (an option of pie-bench)"),
-        (["coco", *given, "--tune"], "takes no --tune (an option of emoji-edits)"),
-        (["pie-bench", *given, "--ids", tmp_path / "ids"], "takes no --ids (an option of coco)"),
-        (["emoji-models", "--data", data], "(an option of pie-bench and coco): leave it out"),
         (["coco", "--make-data", data], "choose another folder"),
     ):
         run("evaluate", *words).refuses(remedy)

@@ -230,7 +230,6 @@ def test_the_command_refuses_in_a_line(
         (["pie-bench", "--data", str(tmp_path), "-o", str(tmp_path)], "mapping_file.json"),
         (["pie-bench", *given, "--shard", "3/2"], "1/4"),
         (["pie-bench", *given, "--preset", "none"], "preset"),
-        (["emoji-edits", "--data", str(data)], "pie-bench"),
     ):
         assert main(["evaluate", *words]) == 2
         printed = capsys.readouterr()

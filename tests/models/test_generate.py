@@ -37,6 +37,17 @@ def test_noise_depends_on_its_own_seed_alone(model: SD3Model) -> None:
     assert torch.equal(noise, initial_noise(model, generators, 32, 24))
 
 
+def test_prompts_may_be_embedded_already(model: SD3Model) -> None:
+    noise = initial_noise(model, [1, 2], 32, 32)
+    for prompts in ("cat", ["cat", "two red apples"]):
+        given = {"num_inference_steps": 2, "guidance_scale": 2.0}
+        found = generate_latents(model, model.encode_prompt(prompts), noise, **given)
+        expected = generate_latents(model, prompts, noise, **given)
+        assert torch.equal(found.x, expected.x) and found.nfe == expected.nfe == 8
+    with pytest.raises(InputError, match="3 prompts for 2 images"):
+        generate_latents(model, model.encode_prompt(["a", "b", "c"]), noise)
+
+
 def test_items_do_not_depend_on_their_batch(model: SD3Model) -> None:
     prompts = ["cat", "two red apples", "a dog", "lemon"]
     together = generate(model, prompts, seed=3, num_inference_steps=3, guidance_scale=2.0)

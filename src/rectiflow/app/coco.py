@@ -88,7 +88,7 @@ def coco(
     dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure a model on COCO's captions, in any number of sittings.
+    """Measure a model on COCO's captions, in several sittings.
 
     Pictures that are there are not drawn again; when all are, they are measured.
     """

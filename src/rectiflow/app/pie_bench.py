@@ -96,7 +96,7 @@ def pie_bench(
     dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure a method on PIE-Bench, in any number of sittings.
+    """Measure a method on PIE-Bench, in several sittings.
 
     Results that are there are not made again; when all are, they are measured.
     """

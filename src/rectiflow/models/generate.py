@@ -14,7 +14,7 @@ from rectiflow.flow.solver import Callback, Solution, Solver, integrate
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity, guided
 from rectiflow.models.images import to_pil
-from rectiflow.models.prompts import as_prompts
+from rectiflow.models.prompts import Conditioning, as_prompts
 from rectiflow.models.schedulers import SCHEDULERS, solve_by_scheduler
 
 Seed = int | Sequence[int]
@@ -49,7 +49,7 @@ def initial_noise(
 
 def generate_latents(
     model: FlowModel,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] | Conditioning,
     latents: Tensor,
     *,
     negative_prompt: str | Sequence[str] | None = None,
@@ -65,7 +65,8 @@ def generate_latents(
 
     Args:
         model: The field.
-        prompts: One per row of the noise, or one for all.
+        prompts: One per row of the noise, or one for all; or what the model's `encode_prompt` has
+            made of them.
         latents: The noise, float32 [B, C, h, w].
         negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
         num_inference_steps: N; the model's default if None.
@@ -97,7 +98,8 @@ def generate_latents(
         num_inference_steps = model.default_num_inference_steps
     if guidance_scale is None:
         guidance_scale = model.default_guidance_scale
-    cond = model.encode_prompt(prompts).rows(len(latents))
+    cond = prompts if isinstance(prompts, Conditioning) else model.encode_prompt(prompts)
+    cond = cond.rows(len(latents))
     negative = None
     if guided(model, cond, guidance_scale, true_cfg_scale)[1] != 1:
         negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
@@ -114,7 +116,7 @@ def generate_latents(
             keep_trajectory=keep_trajectory,
         )
     else:
-        points = _points(model, grid, num_inference_steps, latents)
+        points = grid_points(model, grid, num_inference_steps, latents)
         begins = model.t_min > 0 and abs(float(points[0]) - model.t_min) < RESOLUTION
         solution = integrate(
             velocity,
@@ -182,10 +184,10 @@ def generate(
     if latents is None:
         height = model.default_size if height is None else height
         width = model.default_size if width is None else width
-        latents = initial_noise(model, _sources(seed, generator, len(prompts)), height, width)
+        latents = initial_noise(model, noise_sources(seed, generator, len(prompts)), height, width)
     elif len(latents) != len(prompts):
         raise InputError(f"{len(latents)} latents for {len(prompts)} prompts: give one each")
-    negatives = _negatives(negative_prompt, len(prompts))
+    negatives = negative_prompts(negative_prompt, len(prompts))
     images: list[Image.Image] = []
     for first in range(0, len(prompts), batch_size or len(prompts)):
         chunk = slice(first, first + (batch_size or len(prompts)))
@@ -205,13 +207,26 @@ def generate(
     return images
 
 
-def _points(
+def grid_points(
     model: FlowModel,
     grid: str | Tensor | Sequence[float],
     num_inference_steps: int | None,
     latents: Tensor,
 ) -> Tensor:
-    """The grid to integrate on."""
+    """The grid that `generate_latents` integrates on.
+
+    Args:
+        model: Whose shift, beginning and students' grid go into a grid with a name.
+        grid: As in `generate_latents`.
+        num_inference_steps: N; None only for a grid that is given as times.
+        latents: [B, C, h, w]; a shift may depend on their size.
+
+    Returns:
+        Rising times [N + 1] on the CPU.
+
+    Raises:
+        InputError: There is no such grid, or it does not fit the number of steps.
+    """
     if isinstance(grid, str) and grid == "student":
         assert num_inference_steps is not None
         return model.student_grid(num_inference_steps)
@@ -222,10 +237,19 @@ def _points(
     return points
 
 
-def _sources(
+def noise_sources(
     seed: Seed, generator: torch.Generator | Sequence[torch.Generator] | None, count: int
 ) -> list[int | torch.Generator]:
-    """What each item's noise is drawn from."""
+    """What each item's noise is drawn from, as `initial_noise` takes it.
+
+    Args:
+        seed: Item i has `seed + i`; or one seed per item. Not used if there is a generator.
+        generator: One per item, or one for a single item.
+        count: The number of items.
+
+    Raises:
+        InputError: There is not one each.
+    """
     sources: list[int | torch.Generator]
     if isinstance(generator, torch.Generator):
         sources = [generator]
@@ -241,7 +265,12 @@ def _sources(
     return sources
 
 
-def _negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+def negative_prompts(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    """A negative prompt for each item: the same for all, one each, or the empty prompt.
+
+    Raises:
+        InputError: There is another number of them.
+    """
     negatives = [""] if negative_prompt is None else as_prompts(negative_prompt)
     if len(negatives) == 1:
         return negatives * count

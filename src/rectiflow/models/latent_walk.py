@@ -14,14 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rectiflow.errors import InputError, WorkError
-from rectiflow.flow.solver import Solution, integrate
+from rectiflow.errors import InputError
+from rectiflow.flow.solver import Solution
 from rectiflow.models.base import FlowModel
-from rectiflow.models.generate import _points, initial_noise
-from rectiflow.models.guidance import GuidedVelocity, guided
+from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.images import to_pil
 from rectiflow.models.prompts import Conditioning, as_prompts
-from rectiflow.models.schedulers import SCHEDULERS, solve_by_scheduler
 
 BATCH = 8
 """Frames that go through network and codec together."""
@@ -147,25 +145,20 @@ def walk_latents(
     noise = walk(initial_noise(model, seeds, height, width), frames)
     ends = model.encode_prompt([prompts[0], prompts[-1]])
     cond = mix(ends[0], ends[1], [frame / (frames - 1) for frame in range(frames)])
-    if guidance_scale is None:
-        guidance_scale = model.default_guidance_scale
-    negative = None
-    if guided(model, cond, guidance_scale, true_cfg_scale)[1] != 1:
-        negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
-    solver = model.default_solver if solver is None else solver
-    if num_inference_steps is None:
-        num_inference_steps = model.default_num_inference_steps
-    latents, nfe = [], 0
-    for first in range(0, frames, batch_size):
-        rows = slice(first, first + batch_size)
-        velocity = GuidedVelocity(model, cond[rows], negative, guidance_scale, true_cfg_scale)
-        solution = _follow(velocity, noise[rows], num_inference_steps, solver)
-        latents.append(solution.x)
-        nfe += solution.nfe
-    x = torch.cat(latents)
-    if not torch.isfinite(x).all():
-        raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
-    return Solution(x, None, nfe)
+    solutions = [
+        generate_latents(
+            model,
+            cond[rows],
+            noise[rows],
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            solver=solver,
+        )
+        for rows in (slice(first, first + batch_size) for first in range(0, frames, batch_size))
+    ]
+    return Solution(torch.cat([s.x for s in solutions]), None, sum(s.nfe for s in solutions))
 
 
 def interpolate(
@@ -229,12 +222,3 @@ def decoded(model: FlowModel, latents: Tensor, batch_size: int = BATCH) -> list[
     return [
         picture for chunk in latents.split(batch_size) for picture in to_pil(model.decode(chunk))
     ]
-
-
-def _follow(velocity: GuidedVelocity, noise: Tensor, steps: int, solver: str) -> Solution:
-    """The flow from its beginning to its end, as `generate_latents` follows it."""
-    if solver in SCHEDULERS:
-        return solve_by_scheduler(velocity, noise, solver, steps)
-    model = velocity.model
-    points = _points(model, model.default_grid, steps, noise)
-    return integrate(velocity, model.initial_state(noise), points, solver)

@@ -20,11 +20,11 @@ from rectiflow.flow.solver import Callback, Solution, Solver
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import (
     Seed,
-    _negatives,
-    _points,
-    _sources,
     generate_latents,
+    grid_points,
     initial_noise,
+    negative_prompts,
+    noise_sources,
 )
 from rectiflow.models.images import fit
 from rectiflow.models.prompts import as_prompts
@@ -93,7 +93,7 @@ def refine_latents(
             )
         if num_inference_steps is None and (grid is None or isinstance(grid, str)):
             num_inference_steps = model.default_num_inference_steps
-        whole = _points(
+        whole = grid_points(
             model, model.default_grid if grid is None else grid, num_inference_steps, latents
         )
         points, num_inference_steps = part(whole, start), None
@@ -168,8 +168,8 @@ def refine(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: give 1 or more")
     check_strength(strength)
-    sources = _sources(seed, generator, len(pictures))
-    negatives = _negatives(negative_prompt, len(pictures))
+    sources = noise_sources(seed, generator, len(pictures))
+    negatives = negative_prompts(negative_prompt, len(pictures))
     fitted = [fit(picture, model.size_policy) for picture in pictures]
     refined: dict[int, Image.Image] = {}
     for rows in _batches([pixels.shape for pixels, _ in fitted], batch_size):
