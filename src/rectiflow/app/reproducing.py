@@ -77,8 +77,9 @@ def reproduce(
 ) -> None:
     """Measure a paper's claims on the embedded world.
 
-    What they need is trained from the shipped teacher. The same command again goes on where it stopped, and several at once share the work. The page
-    says which claims hold here, which do not, and what was not run.
+    What they need is trained from the shipped teacher. The same command again goes on where it
+    stopped, and several at once share the work. The page says which claims hold here, which do
+    not, and what was not run.
     """
     with session(as_json) as terminal:
         import torch
