@@ -166,24 +166,25 @@ def test_single_and_stacked_students_see_the_same_number_of_samples() -> None:
 
 def test_the_shipped_students_are_those_of_the_recipe() -> None:
     """Every phase, on the pairs that the recipe says and as many of them."""
+    trained = {
+        "reflow": "emoji-2rf",
+        "distill": "emoji-instaflow",
+        "distill-clip": "emoji-instaflow-clip",
+        "direct": "emoji-direct",
+    }
     recipe = get_recipe(SHIPPED)
-    names = {"emoji-2rf": 1, "emoji-instaflow": 2, "emoji-direct": 2}
-    trained = [(student(STUDIES["full"], n), n, number) for n, number in names.items()]
-    assert [p for s, _, _ in trained for p in s.phases] == [p.settings for p in recipe.phases]
-    assert [len(s.phases) for s, _, _ in trained] == [number for _, _, number in trained]
-    phases = iter(recipe.phases)
-    for item, name, number in trained:
-        assert item.pairs is not None
-        store = STUDIES["full"].item(item.pairs)
+    assert [phase.name for phase in recipe.phases] == list(trained)
+    for phase in recipe.phases:
+        item = student(STUDIES["full"], trained[phase.name])
+        assert item.phases == (phase.settings,)
+        assert phase.baseline == (item.name not in ("emoji-2rf", "emoji-instaflow"))
+        store = STUDIES["full"].item(str(item.pairs))
         assert isinstance(store, Store)
-        for _ in range(number):
-            phase = next(phases)
-            assert phase.baseline == (name == "emoji-direct")
-            plan = phase.pairs
-            assert {"reflow": "emoji-2rf"}.get(plan.teacher, plan.teacher) == store.teacher
-            assert plan.num == store.num and plan.solver == store.solver
-            assert plan.num_inference_steps == store.num_inference_steps
-            assert plan.guidance_scale == store.guidance_scale
+        plan = phase.pairs
+        assert trained.get(plan.teacher, plan.teacher) == store.teacher
+        assert (plan.num, plan.solver) == (store.num, store.solver)
+        assert plan.num_inference_steps == store.num_inference_steps
+        assert plan.guidance_scale == store.guidance_scale
 
 
 def test_single_changes_change_one_thing() -> None:
