@@ -1,8 +1,9 @@
 """Tiny random Stable Diffusion pipelines, made offline in a moment, of the real classes.
 
 `tiny_sd()` gives a `StableDiffusionPipeline` and `tiny_sd_model()` the same as a rectiflow model,
-`tiny_sdxl()` and `tiny_sdxl_model()` their XL kin: a U-Net of 8 × 8 latents with 4 channels and
-cross-attention, codec factor 4, native size 32 × 32 pixels, and the tokenizer of `tests.tiny`.
+`tiny_sdxl()` and `tiny_sdxl_model()` their XL kin, `tiny_sdxl_refiner()` its refiner's pipeline: a
+U-Net of 8 × 8 latents with 4 channels and cross-attention, codec factor 4, native size 32 × 32
+pixels, and the tokenizer of `tests.tiny`.
 The same arguments give the same weights, bit for bit, and nothing global is touched.
 """
 
@@ -15,6 +16,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -148,7 +150,43 @@ def tiny_sdxl_model(
     return SDXLModel(tiny_sdxl(prediction_type, rectified, seed), name="tiny-sdxl")
 
 
-def tiny_unet(**config: Any) -> UNet2DConditionModel:
+def tiny_sdxl_refiner(
+    prediction_type: str = "epsilon", aesthetics: bool = True, seed: int = 0
+) -> StableDiffusionXLImg2ImgPipeline:
+    """A random pipeline with the parts of SDXL's refiner: the second text encoder alone.
+
+    Args:
+        prediction_type: As in `tiny_sd`.
+        aesthetics: The network is told an aesthetic score instead of the wanted size.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts: dict[str, Any] = {
+            "unet": tiny_unet(
+                cross_attention_dim=WIDTH // 2,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=(5 if aesthetics else 6) * 8 + WIDTH // 2,
+            ),
+            "vae": tiny_vae(),
+            "text_encoder_2": _clip(clip_tokenizer(pad_token="!")),
+        }
+    for part in parts.values():
+        part.eval().requires_grad_(False)
+    return StableDiffusionXLImg2ImgPipeline(
+        **parts,
+        text_encoder=None,
+        tokenizer=None,
+        tokenizer_2=clip_tokenizer(pad_token="!"),
+        scheduler=tiny_scheduler(prediction_type),
+        requires_aesthetics_score=aesthetics,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def tiny_unet(cross_attention_dim: int = WIDTH, **config: Any) -> UNet2DConditionModel:
     """A U-Net with cross-attention at 8 × 8 and 4 × 4."""
     return UNet2DConditionModel(
         sample_size=8,
@@ -158,7 +196,7 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(16, 32),
         layers_per_block=1,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=cross_attention_dim,
         attention_head_dim=2,
         norm_num_groups=8,
         **config,

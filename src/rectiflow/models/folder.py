@@ -20,6 +20,16 @@ brings them to it, and what reads pictures for an IP adapter."""
 BUILT_AS = {"RectifiedFlowPipeline": "StableDiffusionPipeline"}
 """Pipelines that diffusers does not have, and the one of its own with the same parts."""
 
+REFINER = "StableDiffusionXLImg2ImgPipeline"
+"""What SDXL's refiner was saved as; with `requires_aesthetics_score` it has no twin below."""
+
+TEXT_TO_IMAGE = {
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusion3Img2ImgPipeline": "StableDiffusion3Pipeline",
+    REFINER: "StableDiffusionXLPipeline",
+}
+"""Pipelines that begin with a picture, and those with the same parts that begin with noise."""
+
 
 class Folder:
     """A saved pipeline: where it is and what its index says.
@@ -162,7 +172,9 @@ class Folder:
                     f"{source / INDEX} cannot be read: {first_sentence(error)}"
                 ) from error
             raise (refusal(source, error) or self._no_index(error)) from error
-        class_name = config.get("_class_name")
+        class_name = str(config.get("_class_name"))
+        if not config.get("requires_aesthetics_score"):
+            class_name = config["_class_name"] = TEXT_TO_IMAGE.get(class_name, class_name)
         if class_name not in families:
             raise InputError(
                 f"{name} is a {class_name}, which is not supported: use a {', '.join(families)}"

@@ -41,7 +41,7 @@ class GuidedVelocity:
         self.negative: Conditioning | None = None
         if self.samples_per_row == 2:
             negative = model.encode_prompt("") if negative is None else negative
-            self.negative, _ = guided(model, negative, guidance_scale)
+            self.negative, _ = guided(model, negative.as_negative(), guidance_scale)
 
     def __call__(self, x: Tensor, t: Tensor, step: int = 0) -> Tensor:
         """The velocity at `x` [B, C, h, w]; the step's number is not used."""

@@ -12,7 +12,7 @@ import torch
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.flux import FluxModel
-from rectiflow.models.folder import INDEX, Folder
+from rectiflow.models.folder import INDEX, REFINER, Folder
 from rectiflow.models.instaflow import (
     PIPELINE,
     InstaFlowModel,
@@ -35,6 +35,7 @@ FAMILIES: dict[str, type[FlowModel]] = {
     "QwenImagePipeline": QwenImageModel,
     "StableDiffusionPipeline": SDModel,
     "StableDiffusionXLPipeline": SDXLModel,
+    REFINER: SDXLModel,
     PIPELINE: InstaFlowModel,
 }
 """The diffusers pipelines that are understood, and what understands them."""

@@ -31,6 +31,9 @@ class Conditioning:
     """True where there is a token, shape [B, L]; None if the family attends to padding too."""
     guidance: Tensor | None = None
     """The guidance scale that a guidance-embedded network is told, float32 [B]."""
+    negative: Tensor | None = None
+    """True where the prompt is what guidance leads away from, bool [B]; None if the network is not
+    told."""
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -65,6 +68,12 @@ class Conditioning:
         """The same prompts, the network to be told this guidance scale."""
         told = torch.full((len(self),), scale, dtype=torch.float32, device=self.embeds.device)
         return dataclasses.replace(self, guidance=told)
+
+    def as_negative(self) -> Conditioning:
+        """The same prompts as what guidance leads away from; nothing new if that is not told."""
+        if self.negative is None:
+            return self
+        return dataclasses.replace(self, negative=torch.ones_like(self.negative))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """Change every part that is there."""
