@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rectiflow.reproduce.figures import Figures
 from rectiflow.reproduce.instaflow import instaflow
@@ -13,7 +16,24 @@ from rectiflow.reproduce.workshop import Workshop
 
 Row = dict[str, Any]
 ERROR = 0.1
-"""The standard error of every figure: an interval is ± 0.196."""
+"""The standard error of every figure."""
+SAMPLES = "samples"
+"""Where a row made here keeps what the real ones have in a file beside them."""
+
+
+def spread(value: float, error: float, n: int = 400) -> NDArray[np.float64]:
+    """Samples with this mean and standard error, others for every value."""
+    z = np.random.default_rng(round(1e6 * abs(value))).normal(size=n)
+    z = (z - z.mean()) / z.std(ddof=1)
+    found: NDArray[np.float64] = value + error * math.sqrt(n) * z
+    return found
+
+
+def left_out(value: float, error: float) -> list[float]:
+    """A figure without each of ten parts, whose jackknife error is this one."""
+    parts = spread(value, error, 10)
+    # The mean of all but one moves by a ninth of that one's distance.
+    return (value + (value - parts) / 9).tolist()
 
 
 def mean(value: float, error: float = ERROR) -> dict[str, Any]:
@@ -24,26 +44,34 @@ def mean(value: float, error: float = ERROR) -> dict[str, Any]:
 
 def pictures(frechet: float, likeness: dict[str, float] | None = None, **more: Any) -> Row:
     """A row of pictures with a Fréchet distance, and distances to other rows' pictures."""
+    near = likeness or {}
     return {
         "n": 1000,
         "num_inference_steps": 1,
         "frechet_emoji_clip": frechet + 10,
-        "frechet_error": ERROR / 2,
-        "frechet_of_first": {"n": 1000, "value": frechet, "standard_error": ERROR},
+        "frechet_left_out": left_out(frechet + 10, ERROR / 2),
+        "frechet_of_first": {
+            "n": 1000,
+            "value": frechet,
+            "standard_error": ERROR,
+            "left_out": left_out(frechet, ERROR),
+        },
         "clip_score": mean(0.5, 0.01),
-        "likeness": {name: mean(value, 0.0001) for name, value in (likeness or {}).items()},
+        "likeness": {name: mean(value, 0.0001) for name, value in near.items()},
         "model": "m",
+        SAMPLES: {f"likeness:{name}": spread(value, 0.0001) for name, value in near.items()},
         **more,
     }
 
 
 def flow(straightness: float, cost: float, errors: dict[str, float] | None = None) -> Row:
     """A row of trajectories."""
+    values = {"straightness": straightness, "l2_squared": cost, "l2": cost**0.5}
+    values |= {f"error:{k}": value for k, value in (errors or {}).items()}
     return {
-        "straightness": mean(straightness),
-        "transport_cost": {"l2_squared": mean(cost), "l2": mean(cost**0.5)},
-        "pair_error": {k: mean(value) for k, value in (errors or {}).items()},
+        **{name: mean(value) for name, value in values.items()},
         "model": "m",
+        SAMPLES: {name: spread(value, ERROR) for name, value in values.items()},
     }
 
 
@@ -51,4 +79,5 @@ def figures(rows: dict[str, Row]) -> Figures:
     """These rows and no others."""
     made = Figures(Workshop(instaflow("full"), Path("there is no such folder"), torch.float32))
     made.rows = dict(rows)
+    made.samples = {name: row.get(SAMPLES, {}) for name, row in rows.items()}
     return made

@@ -48,8 +48,8 @@ FLOW = flow(0.75, 1.5, {"1": 0.3, "4": 0.2})
 @pytest.mark.parametrize(
     ("name", "figure", "value", "half"),
     [
-        ("a", "frechet", 7.0, 1.96 * 0.1),
-        ("a", "frechet_of_all", 17.0, 1.96 * 0.05),
+        ("a", "frechet", 7.0, 2.262 * 0.1),
+        ("a", "frechet_of_all", 17.0, 2.262 * 0.05),
         ("a", "clip_score", 0.5, 1.96 * 0.01),
         ("a", "likeness:teacher-at-25", 0.25, 1.96 * 0.0001),
         ("a", "emoji", 0.5, 0.1),
@@ -76,7 +76,7 @@ def test_a_figure_of_a_row(name: str, figure: str, value: float, half: float) ->
     ],
 )
 def test_what_was_not_measured_is_none(name: str, figure: str) -> None:
-    errors = {"pair_error": {"1": mean(1.0)}, "model": "m"}
+    errors = {"error:1": mean(1.0), "model": "m"}
     rows = {"a": ROW, "f": FLOW, "without": pictures(1.0), "errors": errors}
     assert figures(rows).of(name, figure) is None
 
@@ -95,11 +95,44 @@ def test_an_unknown_figure_is_an_error() -> None:
         figures({"a": ROW}).of("a", "beauty")
 
 
+def test_differences_are_taken_in_pairs() -> None:
+    """What all samples share cancels; of several seeds the means differ by t."""
+    shared = np.random.default_rng(0).normal(size=200)
+    rows = {name: flow(1.0, 1.0) for name in ("a", "b")}
+    rows["a"]["samples"] = {"straightness": shared + 1}
+    rows["b"]["samples"] = {"straightness": shared + np.linspace(0, 0.2, 200)}
+    gap = figures(rows).difference([("a", "straightness")], [("b", "straightness")])
+    assert gap is not None and gap.n == 1
+    test = stats.ttest_rel(shared + 1, shared + np.linspace(0, 0.2, 200)).confidence_interval()
+    # Of 200 samples the normal distribution stands for t.
+    assert gap.mean == pytest.approx((test.low + test.high) / 2)
+    assert gap.half == pytest.approx((test.high - test.low) / 2, rel=0.01)
+    one, two = [4.0, 6.0, 8.5], [3.0, 4.0, 6.0]
+    rows = {f"one-{i}": pictures(value) for i, value in enumerate(one)}
+    rows |= {f"two-{i}": pictures(value) for i, value in enumerate(two)}
+    cells = [[(f"{kind}-{i}", "frechet") for i in range(3)] for kind in ("one", "two")]
+    gap = figures(rows).difference(*cells)
+    ends = stats.ttest_rel(one, two).confidence_interval()
+    assert gap is not None and gap.n == 3
+    assert (gap.low, gap.high) == (pytest.approx(ends.low, 1e-3), pytest.approx(ends.high, 1e-3))
+
+
+def test_a_share_keeps_the_ends_of_its_interval() -> None:
+    row = ROW | {"judge": {"emoji": 0.95, "interval": {"emoji": [0.88, 0.98]}}}
+    found = figures({"a": row}).of("a", "emoji")
+    assert found is not None and (found.low, found.high) == (0.88, 0.98)
+    assert found.scaled(100).ends == (88, 98)
+
+
 def test_the_rows_that_are_there_are_read(tmp_path: Path) -> None:
-    """Of the study, and nothing that lies beside them."""
-    folder = tmp_path / "figures"
-    folder.mkdir()
-    for name in ("teacher-at-25", "flow-teacher", "of-another-study"):
-        (folder / f"{name}.json").write_text(json.dumps({"called": name}))
-    found = Figures(Workshop(instaflow("small"), tmp_path, torch.float32))
+    """Of the study, and nothing that lies beside them or was made for another."""
+    place = Workshop(instaflow("small"), tmp_path, torch.float32)
+    for folder in ("figures", "made"):
+        (tmp_path / folder).mkdir()
+    for name in ("teacher-at-25", "flow-teacher", "flow-2rf-0", "of-another-study"):
+        (tmp_path / "figures" / f"{name}.json").write_text(json.dumps({"called": name}))
+        np.savez(tmp_path / "figures" / f"{name}.samples.npz", a=np.ones(2))
+        print_of = {**place.fingerprints, "flow-2rf-0": "another"}.get(name, "")
+        (tmp_path / "made" / name).write_text(print_of)
+    found = Figures(place)
     assert found.rows == {n: {"called": n} for n in ("teacher-at-25", "flow-teacher")}

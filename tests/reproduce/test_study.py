@@ -51,8 +51,10 @@ def test_two_items_of_one_name_are_refused() -> None:
         (["pairs"], ["pairs"]),
         (["more"], ["pairs", "flow", "more"]),
         (["teacher"], ["teacher-at-2"]),
-        (["one"], ["pairs", "flow", "more", "one", "beside", "teacher-at-2", "one-at-1"]),
-        (["flow"], ["pairs", "flow", "more", "one", "beside", "flow-one"]),
+        (["one"], ["pairs", "flow", "more", "one", "beside"]),
+        (["on"], ["pairs", "flow", "more", "one", "beside", "teacher-at-2", "one-at-1"]),
+        (["flow"], ["pairs", "flow"]),
+        (["flow-"], ["pairs", "flow", "more", "one", "beside", "flow-one"]),
         (["teacher-at-2", "pairs", "pairs"], ["pairs", "teacher-at-2"]),
     ],
 )

@@ -282,6 +282,9 @@ def test_the_record_goes_with_it_and_paths_do_not(tmp_path: Path) -> None:
     assert metadata.student_steps == (1, 4) and metadata.default_num_inference_steps == 1
     assert metadata.default_guidance_scale == 1.0
     assert load(teacher, device="cpu").metadata.default_guidance_scale == 1.5
+    save_pipeline(tiny_sd_model(), tmp_path / "told", record=earlier, guidance_scale=2.5)
+    assert load(tmp_path / "told", device="cpu").metadata.default_guidance_scale == 2.5
+    assert "guidance_scale=2.5" in (tmp_path / "told" / "README.md").read_text()
     for file in out.rglob("*"):
         if file.suffix in (".json", ".md") and file.name != "training.json":
             assert str(tmp_path) not in file.read_text(), file

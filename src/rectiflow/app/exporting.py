@@ -44,6 +44,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="At which it is to be used, for its rectiflow.json and card.  [default: 1.5 after "
+            "reflow, 1 for few steps]",
+            show_default=False,
+        ),
+    ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write the one-step model as ONNX, in onnx/.")
     ] = False,
@@ -62,6 +70,7 @@ def export(
         from rectiflow.straighten.onnx import check_onnx, export_onnx
 
         started = time.perf_counter()
+        options.check_finite("--guidance", guidance)
         check_folder(output)
         if onnx:
             check_onnx()
@@ -76,6 +85,7 @@ def export(
             dtype=getattr(torch, dtype.value),
             record=student.record,
             student_steps=made_for,
+            guidance_scale=guidance,
         )
         files = export_onnx(student.model, output / ONNX) if onnx else []
         data: dict[str, Any] = {

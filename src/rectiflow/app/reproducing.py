@@ -93,6 +93,8 @@ def reproduce(
         folder = output or Path("runs/reproduce") / f"{paper.value}-{size.value}"
         small = "" if size is Size.full else "-small"
         file = page or Path("docs") / f"reproduction{small}.md"
+        if file.suffix != ".md":
+            raise InputError(f"--page {file}: give a file that ends in .md; it is Markdown")
         try:
             items = list(study.items) if only is None else study.only(only)
         except KeyError as error:

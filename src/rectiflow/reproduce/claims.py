@@ -52,7 +52,9 @@ def seeded(kind: str) -> list[str]:
 
 
 def shown(value: Estimate, digits: int = 2) -> str:
-    """A figure with half its interval."""
+    """A figure with half its interval, or with the interval's ends."""
+    if value.ends is not None:
+        return f"{value.mean:.{digits}f} ({value.low:.{digits}f}–{value.high:.{digits}f})"
     return f"{value.mean:.{digits}f} ± {value.half:.{digits}f}"
 
 
@@ -72,11 +74,10 @@ def _less(
     gap = figures.difference(cells, others)
     if a is None or b is None or gap is None:
         return MISSING, "–"
-    a, b, gap = (Estimate(factor * x.mean, factor * x.half, x.n) for x in (a, b, gap))
+    a, b, gap = (x.scaled(factor) for x in (a, b, gap))
     sentence = words.format(shown(a, digits), shown(b, digits))
     sentence += f", difference {gap.mean:+.{digits}f} ± {gap.half:.{digits}f}"
-    if gap.n > 1:
-        sentence += f" ({gap.n} seeds)"
+    sentence += f" ({gap.n} seeds)" if gap.n > 1 else " (one run)"
     return HOLDS if gap.high < 0 else FAILS if gap.low > 0 else EVEN, sentence
 
 

@@ -17,8 +17,8 @@ from rectiflow.reproduce.measuring import samples
 from rectiflow.reproduce.study import Flow, Pictures
 from rectiflow.reproduce.workshop import Workshop
 
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""The 97.5 % point of Student's t for so many seeds."""
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % point of Student's t with 1, 2, ... degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,28 @@ class Estimate:
         mean: The figure.
         half: Half the interval's width; 0 if nothing is known of it.
         n: Training seeds behind it. Of one seed the interval is over pictures or trajectories.
+        ends: Of an interval that is not even about the mean, such as that of a share.
     """
 
     mean: float
     half: float
     n: int = 1
+    ends: tuple[float, float] | None = None
 
     @property
     def low(self) -> float:
         """The interval's lower end."""
-        return self.mean - self.half
+        return self.mean - self.half if self.ends is None else self.ends[0]
 
     @property
     def high(self) -> float:
         """Its upper end."""
-        return self.mean + self.half
+        return self.mean + self.half if self.ends is None else self.ends[1]
+
+    def scaled(self, factor: float) -> Estimate:
+        """The figure in another unit."""
+        ends = None if self.ends is None else (factor * self.ends[0], factor * self.ends[1])
+        return Estimate(factor * self.mean, factor * self.half, self.n, ends)
 
     def below(self, other: Estimate) -> bool:
         """Whether the whole interval lies below another."""
@@ -88,14 +95,14 @@ class Figures:
         match kind:
             case "frechet":
                 first = row["frechet_of_first"]
-                return Estimate(first["value"], 1.96 * first["standard_error"])
+                return Estimate(first["value"], _jackknife_half(first["left_out"]))
             case "frechet_of_all":
-                return Estimate(row["frechet_emoji_clip"], 1.96 * row["frechet_error"])
+                return Estimate(row["frechet_emoji_clip"], _jackknife_half(row["frechet_left_out"]))
             case "emoji" | "background" | "count":
                 if "judge" not in row:
                     return None
                 low, high = row["judge"]["interval"][kind]
-                return Estimate(row["judge"][kind], (high - low) / 2)
+                return Estimate(row["judge"][kind], (high - low) / 2, ends=(low, high))
             case "likeness":
                 found = row[kind].get(key)
             case "clip_score" | "straightness" | "transport_cost" | "error":
@@ -141,8 +148,8 @@ class Figures:
         """The difference of two rows' means, from the differences of their samples."""
         if cell[1] == "frechet":
             a, b = (self.rows[name]["frechet_of_first"] for name, _ in (cell, other))
-            error = jackknife_error(np.subtract(a["left_out"], b["left_out"]))
-            return Estimate(a["value"] - b["value"], 1.96 * error)
+            gaps = np.subtract(a["left_out"], b["left_out"]).tolist()
+            return Estimate(a["value"] - b["value"], _jackknife_half(gaps))
         one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
         n = min(len(one), len(two))
         found = described(one[:n] - two[:n])
@@ -162,4 +169,9 @@ def over_seeds(found: Sequence[Estimate]) -> Estimate | None:
         return found[0]
     means = [one.mean for one in found]
     spread = float(np.std(means, ddof=1)) / math.sqrt(len(means))
-    return Estimate(float(np.mean(means)), STUDENT_T[len(means)] * spread, len(means))
+    return Estimate(float(np.mean(means)), STUDENT_T[len(means) - 2] * spread, len(means))
+
+
+def _jackknife_half(left_out: Sequence[float]) -> float:
+    """Half the interval of a figure of which the values without each part are known."""
+    return STUDENT_T[len(left_out) - 2] * jackknife_error(left_out)

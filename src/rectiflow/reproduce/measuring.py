@@ -105,7 +105,7 @@ def pictures(workshop: Workshop, name: str) -> NDArray[np.uint8]:
 
 def _chunks(workshop: Workshop, row: Pictures) -> list[tuple[int, Path]]:
     """The number of the first picture of each chunk, and its file."""
-    folder = workshop.folder / "pictures" / row.name
+    folder = workshop.pictures(row.name)
     return [(first, folder / f"{first:05d}.npz") for first in range(0, row.num, CHUNK)]
 
 

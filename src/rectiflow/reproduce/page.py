@@ -100,7 +100,8 @@ samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv 2309.06
 a world of emoji: signs and rankings can be compared with the paper's, figures cannot.
 
 *Fréchet distance* is that of two Gaussians in the features of `emoji-clip`, between pictures drawn
-for held-out captions and 5000 true pictures; it is not FID, and depends on the number of pictures.
+for held-out captions (the first 1000 of a row, where it has more) and 5000 true pictures; it is not
+FID, and depends on the number of pictures.
 *Emoji, background, count* are shares of up to 600 pictures that the sprite judge reads as their
 captions say. S(Z) and transport cost are per dimension of a latent, on held-out noise. ± is half a
 95 % interval: over training seeds (Student's t) where a row has several, else over pictures or
@@ -115,7 +116,7 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
 def _value(value: Estimate | None, digits: int = 2, factor: float = 1) -> str:
     if value is None:
         return "–"
-    return shown(Estimate(factor * value.mean, factor * value.half, value.n), digits)
+    return shown(value.scaled(factor), digits)
 
 
 def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, ...] | None:
@@ -145,7 +146,7 @@ QUALITY = (
     "steps",
     "pictures",
     "seeds",
-    "Fréchet distance of 1000",
+    "Fréchet distance",
     "of all",
     "CLIP score",
     "emoji %",

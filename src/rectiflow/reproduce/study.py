@@ -161,7 +161,8 @@ class Study:
         """Some items and all that they need, in order.
 
         Args:
-            wanted: Names, or their beginnings: `direct` takes `direct-0` and `direct-1`.
+            wanted: Names; what is no name is the beginning of some: `direct` is that of `direct-0`
+                and `direct-1`.
 
         Raises:
             KeyError: A name is nothing's beginning.
@@ -169,7 +170,10 @@ class Study:
         taken: set[str] = set()
         waiting: list[str] = []
         for name in wanted:
-            found = [item.name for item in self.items if item.name.startswith(name)]
+            if self.item(name) is not None:
+                found = [name]
+            else:
+                found = [item.name for item in self.items if item.name.startswith(name)]
             if not found:
                 raise KeyError(name)
             waiting += found

@@ -69,7 +69,7 @@ def train(workshop: Workshop, student: Student, max_minutes: float | None = None
 def _given(workshop: Workshop, student: Student, phase: Settings) -> Settings:
     """The settings of a phase, with what they leave to the workshop."""
     precision = "bf16" if workshop.dtype == torch.bfloat16 else "no"
-    given = phase | {"mixed_precision": precision}
+    given = {"mixed_precision": precision} | phase
     if student.pairs is not None:
         store = workshop.study.item(student.pairs)
         assert isinstance(store, Store)

@@ -1,12 +1,15 @@
 """Where a study is worked on: a folder that any number of processes fill, each item once.
 
-An item is there when its last file is; what is half made goes on where it stopped. Processes keep
-out of each other's way by locks that end with the process that holds them.
+An item is there when a mark with its fingerprint is; what is half made goes on where it stopped.
+Processes keep out of each other's way by locks that end with the process that holds them.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +61,31 @@ class Workshop:
         """The run of a student's phase, from 1."""
         return self.path(student) / f"phase-{number}"
 
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What every item follows from, by name: itself, and the fingerprints of what it needs."""
+        found: dict[str, str] = {}
+
+        def of(item: Item) -> str:
+            if item.name not in found:
+                needed = [self.study.item(name) for name in item.needs]
+                parts = [repr(item), *(of(other) for other in needed if other is not None)]
+                found[item.name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            return found[item.name]
+
+        for item in self.study.items:
+            of(item)
+        return found
+
     def there(self, item: Item) -> bool:
-        """Whether an item is finished."""
+        """Whether an item is finished, and is the one that the study now asks for."""
+        mark = self._mark(item)
+        return mark.is_file() and mark.read_text(encoding="utf-8") == self.fingerprints[item.name]
+
+    def _mark(self, item: Item) -> Path:
+        return self.folder / "made" / item.name
+
+    def _finished(self, item: Item) -> bool:
         match item:
             case Store():
                 from rectiflow.straighten.manifest import COMPLETE
@@ -79,6 +105,9 @@ class Workshop:
         """Make an item, or go on with it; whether it is finished now."""
         from rectiflow.reproduce import measuring, training
 
+        mark = self._mark(item)
+        if mark.is_file():
+            self._forget(item)
         match item:
             case Store():
                 training.make_store(self, item)
@@ -88,7 +117,32 @@ class Workshop:
                 measuring.measure_pictures(self, item)
             case Flow():
                 measuring.measure_flow(self, item)
-        return self.there(item)
+        if not self._finished(item):
+            return False
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = mark.with_name(f".{mark.name}.tmp")
+        unfinished.write_text(self.fingerprints[item.name], encoding="utf-8")
+        unfinished.replace(mark)
+        return True
+
+    def _forget(self, item: Item) -> None:
+        """Make room for an item that has changed.
+
+        Raises:
+            InputError: It took long to make, and is left as it is.
+        """
+        if isinstance(item, Store | Student):
+            raise InputError(
+                f"{self.path(item)} was made when it, or what it is made from, was described "
+                "otherwise: remove it, or give another folder with -o"
+            )
+        self.path(item).unlink(missing_ok=True)
+        shutil.rmtree(self.pictures(item.name), ignore_errors=True)
+        self._mark(item).unlink()
+
+    def pictures(self, row: str) -> Path:
+        """The folder of a row's pictures."""
+        return self.folder / "pictures" / row
 
     def work(
         self,

@@ -55,6 +55,7 @@ def save_pipeline(
     dtype: torch.dtype = torch.float16,
     record: Mapping[str, Any] | None = None,
     student_steps: Sequence[int] = (),
+    guidance_scale: float | None = None,
 ) -> None:
     """Write a model as a folder that `diffusers.DiffusionPipeline.from_pretrained` loads.
 
@@ -69,6 +70,8 @@ def save_pipeline(
         record: Where the model comes from; as `StraightenTask.export` puts it together.
         student_steps: The numbers of steps that it was made for; none for a model that was not
             trained for few.
+        guidance_scale: At which it is to be used, if that is known better than by the rule: 1.5
+            after reflow (InstaFlow), 1 for students of few steps.
 
     Raises:
         InputError: The folder has other things in it, or a weight does not fit into the dtype.
@@ -86,6 +89,8 @@ def save_pipeline(
             pipeline.save_pretrained(temporary)
             forget_paths(temporary)
             metadata = metadata_of(model, record, student_steps)
+            if guidance_scale is not None:
+                metadata = metadata.model_copy(update={"default_guidance_scale": guidance_scale})
             write_metadata(metadata, temporary)
             write_record(record, temporary)
             shown = type(model)(pipeline, name=folder.name, metadata=metadata)

@@ -213,16 +213,16 @@ def _emoji() -> Recipe:
         "checkpoint_minutes": 2,
     }
     teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 8192)
-    reflowed = PairPlan("reflow", "euler", 8, 1.5, 8192)
+    reflowed = PairPlan("reflow", "euler", 8, 1.0, 8192)
     reflow = common | {"kind": "reflow", "steps": 1600, "decay_steps": 400, "time_law": "u_shaped"}
     # One step at the noisy end, where the velocity is a small difference of large numbers: a
     # student that comes from afar takes a higher rate and a longer way down.
-    gentle = {"learning_rate": 1e-4, "muon_learning_rate": 2e-4}
     distill = common | {"kind": "distill"}
-    near = {"steps": 600, "decay_steps": 200} | gentle
+    near = {"steps": 600, "decay_steps": 300, "learning_rate": 2e-4, "muon_learning_rate": 4e-4}
     far = {"steps": 2200, "decay_steps": 1100}
-    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "decode_chunk": 16} | gentle
+    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "decode_chunk": 16}
     pictures |= {"steps": 48, "decay_steps": 24, "measure_every": 0}
+    pictures |= {"learning_rate": 1e-4, "muon_learning_rate": 2e-4}
     return Recipe(
         "emoji-instaflow",
         "the shipped emoji-2rf and emoji-instaflow; as baselines direct distillation of as many "
