@@ -35,6 +35,7 @@ ENCODERS = {
 OLDER = {
     "StableDiffusionPipeline": {"text_encoder": "sd"},
     "StableDiffusionXLPipeline": {"text_encoder": "sdxl_1", "text_encoder_2": "sdxl_2"},
+    "StableDiffusionXLImg2ImgPipeline": {"text_encoder_2": "sdxl_1"},
 }
 """Which of them the parts of pipelines with a U-Net are."""
 

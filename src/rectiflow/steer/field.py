@@ -47,7 +47,7 @@ class EditField:
         self.negative: Conditioning | None = None
         if self.scale != 1:
             negative = model.encode_prompt("") if task.negative is None else task.negative
-            self.negative, _ = guided(model, negative, *scales)
+            self.negative, _ = guided(model, negative.as_negative(), *scales)
         self.nfe = 0
         self._step, self._inner = -1, 0
 
