@@ -99,12 +99,12 @@ def test_what_is_read_is_not_written_over(run: Run, model: Path, photo: Path, cw
 def test_out_of_memory_is_one_line(
     run: Run, model: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rectiflow.app import generating
+    from rectiflow.app import generating_pictures
 
     def paint(*_: object) -> None:
         raise RuntimeError("[enforce fail at alloc.cpp] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(generating, "paint", paint)
+    monkeypatch.setattr(generating_pictures, "paint", paint)
     run("generate", "a cat", "--model", model).refuses("not enough memory", code=1)
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
@@ -16,11 +18,12 @@ from rectiflow.flow.solver import integrate
 from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.invert.schemes import SCHEMES
+from rectiflow.models.generate import generate
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
 from tests.presets import FIXED_POINT
 
-MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3", "emoji-sd")
+MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3", "emoji-sd", "emoji-2rf", "emoji-instaflow")
 MEBIBYTE = 2**20
 
 
@@ -94,3 +97,38 @@ def test_scenes_come_back_without_compensation(preset: Preset) -> None:
     error = (model.decode(again) - model.decode(latents)).square().mean((1, 2, 3))
     assert preset.num_inference_steps == 30
     assert (-10 * torch.log10(error)).min() >= 40
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("emoji-2rf", 2), ("emoji-2rf", 8), ("emoji-instaflow", 1)]
+)
+def test_stock_diffusers_makes_the_pictures_of_the_straightened_models(
+    tmp_path: Path, name: str, steps: int
+) -> None:
+    """As their cards have it; the same noise gives the same picture here."""
+    program = f"""
+import sys
+sys.modules["rectiflow"] = None
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(WEIGHTS / name)!r}, torch_dtype=torch.float32)
+draw = torch.Generator().manual_seed(3)
+noise = torch.randn(pipe.unet.config.in_channels, 16, 16, generator=draw)[None]
+pipe("two lemons on a blue background", latents=noise, height=64, width=64,
+     num_inference_steps={steps}, guidance_scale=1).images[0].save({str(tmp_path / "a.png")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=170, cwd=tmp_path)
+    model = load(name)
+    assert model.default_guidance_scale == 1
+    prompt = "two lemons on a blue background"
+    ours = generate(model, prompt, seed=3, num_inference_steps=steps, grid="student")[0]
+    theirs = np.asarray(Image.open(tmp_path / "a.png"), dtype=int)
+    assert np.abs(np.asarray(ours, dtype=int) - theirs).max() <= 1
+
+
+def test_the_one_step_model_takes_one_step() -> None:
+    model = load("emoji-instaflow")
+    seen: list[int] = []
+    model.network.register_forward_pre_hook(lambda *_: seen.append(1))
+    generate(model, ["a rose on a gray background"] * 2, seed=[0, 1])
+    assert len(seen) == 1

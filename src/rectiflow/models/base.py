@@ -64,13 +64,11 @@ class FlowModel(ABC):
     def device(self) -> torch.device:
         """Where the network computes (under offloading, where it will be brought to)."""
         # diffusers looks at every module each time, for hooks that bring weights to a device: four
-        # times a picture, as much as a tenth of a small one-step model. Weights that cannot have
-        # been put off are where they compute.
-        network = self.network
-        there = next(network.parameters()).device
-        if there.type == "cpu" and not torch.accelerator.is_available():
-            return there
-        if there.type in ("cpu", "meta") or hasattr(network, "_hf_hook"):
+        # times a picture, as much as a tenth of a small one-step model. Weights that have not been
+        # put off are where they compute.
+        there: torch.device = next(self.network.parameters()).device
+        off = getattr(self.pipeline, "_offload_device", None) or hasattr(self.network, "_hf_hook")
+        if off or there.type == "meta":
             return torch.device(self.pipeline._execution_device)
         return there
 
