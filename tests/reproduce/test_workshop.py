@@ -127,6 +127,21 @@ def test_two_share_the_work(whole: Workshop, teacher: Path, tmp_path: Path) -> N
     assert weights(tmp_path) == weights(whole.folder)
 
 
+def test_training_that_was_told_to_stop_ends_the_work(
+    whole: Workshop, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SIGTERM does it: the trainer keeps what it has and returns, and nothing is begun again."""
+    for part in ("pairs/pairs-teacher", "made/pairs-teacher"):
+        copy = shutil.copytree if (whole.folder / part).is_dir() else shutil.copy
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        copy(whole.folder / part, tmp_path / part)
+    place, said = workshop(teacher, tmp_path), list[str]()
+    monkeypatch.setattr("rectiflow.reproduce.training.train", lambda *_: None)
+    items = [item for item in place.study.items if item.name in ("pairs-teacher", "2rf-0")]
+    assert names(place.work(items, told=said.append)) == ["2rf-0"]
+    assert len(said) == 2 and "2rf-0: stopped" in said[1]
+
+
 def test_what_another_has_in_hand_is_passed_by(teacher: Path, tmp_path: Path) -> None:
     place = workshop(teacher, tmp_path)
     first, second, third = place.study.items[:3]

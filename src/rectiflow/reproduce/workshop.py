@@ -166,14 +166,17 @@ class Workshop:
             left = None if deadline is None else (deadline - time.monotonic()) / 60
             if left is not None and left <= 0:
                 break
-            if not self._make_one(waiting, left, told):
+            made = self._make_one(waiting, left, told)
+            if made is False:
+                break  # it was told to stop, or its time is over
+            if made is None:
                 time.sleep(WAIT)  # all that is ready is in other hands
-        return waiting
+        return [item for item in items if not self.there(item)]
 
     def _make_one(
         self, waiting: Sequence[Item], left: float | None, told: Callable[[str], None]
-    ) -> bool:
-        """Make the first item that is ready and free; False if there is none."""
+    ) -> bool | None:
+        """Make the first item that is ready and free, None if there is none; whether it is done."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         for item in waiting:
@@ -181,16 +184,17 @@ class Workshop:
                 continue
             try:
                 with FileLock(locks / f"{item.name}.lock", timeout=0):
-                    if not self.there(item):
-                        started = time.perf_counter()
-                        told(f"{item.name} …")
-                        done = self.make(item, left)
-                        seconds = time.perf_counter() - started
-                        told(f"{item.name}: {'there' if done else 'stopped'} after {seconds:.0f} s")
-                    return True
+                    if self.there(item):
+                        return True
+                    started = time.perf_counter()
+                    told(f"{item.name} …")
+                    done = self.make(item, left)
+                    seconds = time.perf_counter() - started
+                    told(f"{item.name}: {'there' if done else 'stopped'} after {seconds:.0f} s")
+                    return done
             except Timeout:
                 continue
-        return False
+        return None
 
 
 def check_folder(folder: Path, study: Study, dtype: torch.dtype) -> None:
