@@ -82,7 +82,7 @@ def test_training_stops_when_its_time_is_over_and_goes_on(
     (one,) = (item for item in place.study.items if item.name == "one-0")
     assert place.ready(one)
     assert not place.make(one, max_minutes=1e-9)
-    assert not (tmp_path / "students/one-0/phase-2").exists()
+    assert not (tmp_path / "students/one-0").exists()
     assert place.make(one)
     made = weights(tmp_path)
     assert made and made == {file: weights(whole.folder)[file] for file in made}
@@ -104,8 +104,8 @@ def test_killed_on_the_way(whole: Workshop, teacher: Path, tmp_path: Path) -> No
     place, said = workshop(teacher, tmp_path), tmp_path / "said.txt"
     for begun in (
         "locks/pairs-teacher.lock",
-        "students/2rf-0/phase-1/checkpoint-1",
-        "students/one-0/phase-1/model",
+        "students/2rf-0/checkpoint-1",
+        "students/one-0-phase-1/model",
         "pictures/teacher-at-25/00000.npz",
     ):
         assert killed_when(fork(place, place.study.items, said), tmp_path / begun), begun

@@ -65,9 +65,10 @@ class FlowModel(ABC):
         """Where the network computes (under offloading, where it will be brought to)."""
         # diffusers looks at every module each time, for hooks that bring weights to a device: four
         # times a picture, as much as a tenth of a small one-step model. Weights that have not been
-        # put off are where they compute.
+        # put off are where they compute. (`vars`, since diffusers takes its time to say that there
+        # is no such attribute.)
         there: torch.device = next(self.network.parameters()).device
-        off = getattr(self.pipeline, "_offload_device", None) or hasattr(self.network, "_hf_hook")
+        off = vars(self.pipeline).get("_offload_device") or "_hf_hook" in vars(self.network)
         if off or there.type == "meta":
             return torch.device(self.pipeline._execution_device)
         return there

@@ -36,11 +36,12 @@ def segment(
         for first, last in tokens.offset_mapping:
             pieces.append(prompt[max(first, end) : last].strip())
             end = max(end, last)
-        untruncated = tokenizer(prompt, verbose=False).input_ids
         ids.append(list(tokens.input_ids))
         words.append(pieces)
         pad_mask.append([not attended for attended in tokens.attention_mask])
-        cut.append(prompt[end:].strip() if len(untruncated) > length else "")
+        # Where there is padding nothing was cut, and a second look is not needed.
+        fits = any(pad_mask[-1]) or len(tokenizer(prompt, verbose=False).input_ids) <= length
+        cut.append("" if fits else prompt[end:].strip())
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     special = frozenset(mark for mark in marks if mark is not None)  # not unk: it stands for text
     return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)

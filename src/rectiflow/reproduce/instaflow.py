@@ -36,13 +36,15 @@ U_SHAPED: Settings = {"time_law": "u_shaped"}
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
+OTHER_PAIRS = ((256, GUIDANCE), (1024, GUIDANCE), (1024, 2.0), (1024, 8.0))
+"""Numbers of teacher's pairs and guidance, beside those of the other students."""
 TRAILING = ("dpmpp", "unipc", "ddim")
 """Solvers on trailing timesteps, so that few steps of the teacher are judged by its best."""
 STACKING = ("stacked", "stacked-direct", "single-direct")
 NUM = 5000
 """Pictures of a row that a Fréchet distance is taken of; `FEW` where rows only vary one setting."""
 FEW = 1000
-JUDGED, SOME = 600, 200
+JUDGED, SOME = 600, 100
 """Of these the judge, who takes his time, sees so many."""
 
 
@@ -107,14 +109,14 @@ def _full() -> Study:
     steps = 300
     teacher = Store("pairs-teacher", TEACHER, 8192, STEPS, GUIDANCE)
     held_out = Store("pairs-held-out", TEACHER, 256, STEPS, GUIDANCE, held_out=True)
+    shipped, later = _shipped(teacher)
     return Study(
         "instaflow",
         "full",
         (
             teacher,
             held_out,
-            *_shipped(teacher),
-            *_rows(),
+            *shipped,
             *_chain("", 0, steps, teacher),
             *_chain("paper-", 0, steps, teacher, **REUSE),
             *_variations(steps, teacher),
@@ -124,6 +126,9 @@ def _full() -> Study:
                 for seed in SEEDS[1:]
                 for item in _chain("paper-", seed, steps, teacher, **REUSE)
             ),
+            *_teachers(steps),
+            *_on_pictures(steps, teacher),
+            *later,
         ),
     )
 
@@ -133,18 +138,21 @@ def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> l
     flow, one, direct = (f"{prefix}{kind}-{seed}" for kind in ("2rf", "one", "direct"))
     pairs = _reflowed_pairs(flow, 2048)
     reflow = _reflow(steps, seed=seed, **(U_SHAPED if not prefix else {}), **more)
-    few = Pictures(f"{flow}-at-8", flow, pairs.num_inference_steps, pairs.guidance_scale, num=FEW)
+    many = _at(flow, pairs.num_inference_steps, FEW, judged=0)
+    rows: list[Item] = [
+        _flow(flow),
+        *(_flow(name, straight=False) for name in (one, direct)),
+        many,
+        _at(flow, 1, FEW, "teacher-at-25", judged=0),
+        _at(one, 1, FEW, "teacher-at-25", many.name),
+        _at(direct, 1, FEW, "teacher-at-25"),
+    ]
     return [
         Student(flow, TEACHER, teacher.name, (reflow,)),
-        _flow(flow),
         pairs,
         Student(one, flow, pairs.name, (_distill(steps, seed=seed),)),
         Student(direct, TEACHER, teacher.name, (_distill(2 * steps, seed=seed, **more),)),
-        few,
-        *(_flow(name, straight=False) for name in (one, direct)),
-        _at(flow, 1, FEW, "teacher-at-25", judged=0),
-        _at(one, 1, FEW, "teacher-at-25", few.name),
-        _at(direct, 1, FEW, "teacher-at-25"),
+        *rows,
     ]
 
 
@@ -155,13 +163,6 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         "time-logit-normal": {"time_law": "logit_normal"},
         "time-grid": {"time_law": "grid"},
         "loss-huber": {"loss": "pseudo_huber"},
-        "loss-lpips-huber": {
-            "loss": "lpips_huber",
-            "lpips_weights": "emoji-clip",
-            "decode_chunk": 16,
-            "steps": steps // 4,
-            "decay_steps": steps // 16,
-        },
         "loss-of-prediction": {"loss_space": "prediction"},
         "curation-longest": {"drop_longest": 0.1},
         "curation-flip": {"flip": 0.5},
@@ -169,9 +170,7 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
     }
     found: list[Item] = []
     for name, settings in changed.items():
-        phase = _reflow(steps) | U_SHAPED | settings
-        found.append(Student(f"2rf-{name}", TEACHER, teacher.name, (phase,)))
-        found.append(_flow(f"2rf-{name}"))
+        found += _varied(name, steps, teacher, settings)
     pairs = _reflowed_pairs("2rf-0", 2048)
     short: list[Item] = []
     for share in (3, 5):
@@ -209,8 +208,45 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
     ]
 
 
-def _shipped(teacher: Store) -> list[Item]:
-    """The models that ship, by their own recipe; and direct distillation of as many samples."""
+def _varied(name: str, steps: int, teacher: Store, settings: Settings) -> list[Item]:
+    """Reflow with some setting changed."""
+    phase = _reflow(steps) | U_SHAPED | settings
+    return [Student(f"2rf-{name}", TEACHER, teacher.name, (phase,)), _flow(f"2rf-{name}")]
+
+
+def _on_pictures(steps: int, teacher: Store) -> list[Item]:
+    """Reflow by a perceptual loss of decoded pictures, which costs ten times as much a sample."""
+    settings: Settings = {
+        "loss": "lpips_huber",
+        "lpips_weights": "emoji-clip",
+        "decode_chunk": 16,
+        "steps": steps // 4,
+        "decay_steps": steps // 16,
+    }
+    return _varied("loss-lpips-huber", steps, teacher, settings)
+
+
+def _teachers(steps: int) -> list[Item]:
+    """Reflow on pairs made under another guidance, and on fewer of them."""
+    found: list[Item] = []
+    for num, alpha in OTHER_PAIRS:
+        store = Store(f"pairs-{num}-alpha-{alpha}", TEACHER, num, STEPS, alpha)
+        flow = f"2rf-of-{num}-alpha-{alpha}"
+        found += [
+            store,
+            Student(flow, TEACHER, store.name, (_reflow(steps, **U_SHAPED),)),
+            _flow(flow),
+            _at(flow, 8, FEW, judged=0),
+        ]
+    return found
+
+
+def _shipped(teacher: Store) -> tuple[list[Item], list[Item]]:
+    """The models that ship, by their own recipe, and direct distillation of as many samples.
+
+    Returns:
+        They and their rows; and what can wait, which takes long.
+    """
     recipe = {phase.name: phase for phase in get_recipe(SHIPPED).phases}
     plan = recipe["distill"].pairs
     assert plan.num is not None
@@ -231,7 +267,10 @@ def _shipped(teacher: Store) -> list[Item]:
         pairs,
         trained("emoji-instaflow", "emoji-2rf", pairs, "distill"),
         trained("emoji-direct", TEACHER, teacher, "direct"),
+        *_rows(),
+    ], [
         trained("emoji-instaflow-clip", "emoji-instaflow", pairs, "distill-clip"),
+        _at("emoji-instaflow-clip", 1, FEW, "teacher-at-25"),
     ]
 
 
@@ -243,12 +282,12 @@ def _rows() -> list[Item]:
 
     return [
         Flow("flow-teacher", TEACHER, GUIDANCE),
-        _flow("emoji-2rf"),
+        _flow("emoji-2rf", num=256),
+        *(_flow(name, straight=False) for name in ("emoji-instaflow", "emoji-direct")),
         _teacher_at(STEPS, NUM, JUDGED),
         _at("emoji-2rf", STEPS, NUM, "teacher-at-25", judged=JUDGED),
         _at("emoji-instaflow", 1, NUM, "teacher-at-25", "emoji-2rf-at-25", judged=JUDGED),
         _at("emoji-direct", 1, NUM, "teacher-at-25", judged=JUDGED),
-        _at("emoji-instaflow-clip", 1, FEW, "teacher-at-25"),
         *(_teacher_at(k, FEW, 0) for k in K_STEPS),
         *(
             Pictures(
@@ -273,6 +312,6 @@ def _rows() -> list[Item]:
     ]
 
 
-def _flow(model: str, straight: bool = True) -> Flow:
+def _flow(model: str, straight: bool = True, num: int = 128) -> Flow:
     """How straight a model is, and how far few steps end from the teacher's latents."""
-    return Flow(f"flow-{model}", model, pairs="pairs-held-out", straight=straight)
+    return Flow(f"flow-{model}", model, num=num, pairs="pairs-held-out", straight=straight)

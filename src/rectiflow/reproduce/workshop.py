@@ -58,8 +58,11 @@ class Workshop:
         return name
 
     def phase(self, student: Student, number: int) -> Path:
-        """The run of a student's phase, from 1."""
-        return self.path(student) / f"phase-{number}"
+        """The run of a student's phase, from 1; the last one's folder is the student's own."""
+        folder = self.path(student)
+        if number == len(student.phases):
+            return folder
+        return folder.with_name(f"{folder.name}-phase-{number}")
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:

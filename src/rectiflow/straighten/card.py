@@ -13,6 +13,7 @@ import yaml
 
 from rectiflow.models.base import FlowModel
 from rectiflow.straighten.stock import stock_arguments
+from rectiflow.straighten.training_record import MODEL, short_name
 
 CARD = "README.md"
 PROMPT = "a red apple on a white background"
@@ -141,9 +142,8 @@ def _front(model: FlowModel, record: Mapping[str, Any]) -> dict[str, Any]:
 def _origin(record: Mapping[str, Any]) -> str:
     began = record.get("began_as", {})
     name = Path(str(began.get("model", "?")))
-    shown = name.name if name.is_absolute() or len(name.parts) > 2 else str(name)
-    if shown == "model" and name.parent.name:
-        shown = name.parent.name  # the folder of a phase says more
+    far = name.is_absolute() or len(name.parts) > 2 or name.name == MODEL
+    shown = short_name(name) if far else str(name)
     start = record["config"].get("start")
     weights = f", weights `{began['weight_hash'][:12]}`" if "weight_hash" in began else ""
     return f"{shown}{weights} (start: {start})"

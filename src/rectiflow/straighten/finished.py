@@ -23,10 +23,9 @@ from rectiflow.straighten.assembly import ancestors
 from rectiflow.straighten.card import made_for_few_steps
 from rectiflow.straighten.config import validate
 from rectiflow.straighten.continuing import read_yaml
-from rectiflow.straighten.phases import MODEL
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import begin
-from rectiflow.straighten.training_record import read_record
+from rectiflow.straighten.training_record import MODEL, read_record
 
 CONFIG = "config.yaml"
 CURVE = 50

@@ -27,6 +27,7 @@ from rectiflow.straighten.store_writer import (
     existing_manifest,
 )
 from rectiflow.straighten.text_cache import remembering_prompts
+from rectiflow.straighten.training_record import short_name
 
 SHARD_SIZE = 1024
 """Pairs of a shard: 32 MiB of Stable Diffusion 1.5's latents."""
@@ -206,7 +207,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 def _name(name: str) -> str:
     """A model's name: of a folder the last part, so that a store is the same wherever it lies."""
     path = Path(name).expanduser()
-    return path.name if path.exists() else name
+    return short_name(path) if path.exists() else name
 
 
 def _source(

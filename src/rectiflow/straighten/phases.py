@@ -27,10 +27,7 @@ from rectiflow.straighten.recipes import get_recipe
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.trainer import Trainer
-from rectiflow.straighten.training_record import read_record
-
-MODEL = "model"
-"""What the folder of a phase's model is called."""
+from rectiflow.straighten.training_record import MODEL, read_record
 
 
 @dataclass(frozen=True)

@@ -214,12 +214,11 @@ def _emoji() -> Recipe:
     }
     teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 8192)
     reflowed = PairPlan("reflow", "euler", 8, 1.0, 8192)
-    reflow = common | {"kind": "reflow", "steps": 1600, "decay_steps": 400, "time_law": "u_shaped"}
-    # One step at the noisy end, where the velocity is a small difference of large numbers: a
-    # student that comes from afar takes a higher rate and a longer way down.
-    distill = common | {"kind": "distill"}
-    near = {"steps": 600, "decay_steps": 300, "learning_rate": 2e-4, "muon_learning_rate": 4e-4}
-    far = {"steps": 2200, "decay_steps": 1100}
+    reflow = common | {"kind": "reflow", "steps": 1000, "decay_steps": 350, "time_law": "u_shaped"}
+    # One step at the noisy end, where the velocity is a small difference of large numbers, asks
+    # for a long way down.
+    distill = common | {"kind": "distill", "steps": 1200, "decay_steps": 600}
+    direct = distill | {"steps": 2200, "decay_steps": 1100}
     pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "decode_chunk": 16}
     pictures |= {"steps": 48, "decay_steps": 24, "measure_every": 0}
     pictures |= {"learning_rate": 1e-4, "muon_learning_rate": 2e-4}
@@ -230,9 +229,9 @@ def _emoji() -> Recipe:
         "emoji-sd",
         (
             Phase("reflow", reflow, teacher),
-            Phase("distill", distill | near, reflowed),
+            Phase("distill", distill, reflowed),
             Phase("distill-clip", distill | pictures, reflowed, baseline=True),
-            Phase("direct", distill | far, teacher, baseline=True),
+            Phase("direct", direct, teacher, baseline=True),
         ),
     )
 

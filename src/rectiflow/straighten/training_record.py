@@ -9,6 +9,13 @@ from typing import Any
 from rectiflow.errors import InputError
 
 FILE_NAME = "training.json"
+MODEL = "model"
+"""What the folder of a run's model is called."""
+
+
+def short_name(folder: Path) -> str:
+    """What a model's folder is called: the last part, or that of the run whose model it is."""
+    return folder.parent.name if folder.name == MODEL and folder.parent.name else folder.name
 
 
 def write_record(record: dict[str, Any], folder: Path) -> None:
