@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from choices import choices_table
 from PIL import Image
 from straightened import (
     SHIPPED,
+    inverting_section,
     one_step_section,
     one_step_table,
     reproduction,
@@ -236,6 +238,7 @@ SECTIONS = (
     overhead_section,
     straightening_section,
     one_step_section,
+    inverting_section,
 )
 
 
@@ -296,6 +299,7 @@ PSNR to the true target by kind of edit, dB:
     card = ROOT / "src/rectiflow/weights/emoji-sd/README.md"
     fill(card, f"{goals_table(judged(diffusion))}\n\n{circumstances(diffusion)}.")
     if straightened:
+        fill(DOCS / "choosing.md", choices_table(straightened))
         for name in ("emoji-2rf", "emoji-instaflow"):
             rows = tuple(row for row in SHIPPED if row.startswith(("teacher", name)))
             card = ROOT / "src/rectiflow/weights" / name / "README.md"

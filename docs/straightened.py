@@ -16,6 +16,16 @@ SHIPPED = {
     "emoji-direct-at-1": "direct distillation of as many samples",
 }
 """Rows of the reproduction that the README shows."""
+INVERTING = (
+    (
+        "inversion-error",
+        "`rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf --model emoji-sd3 "
+        "--dtype bfloat16`",
+        "held-out scenes",
+    ),
+    ("straight-edits", "`rectiflow evaluate straight-edits --dtype bfloat16`", "edits"),
+)
+"""Records, the commands that write them, and what was counted."""
 
 
 def straightening_section(results: Path) -> str:
@@ -98,6 +108,22 @@ decoder bare; stock diffusers' pipeline in the same run {record["stock_ratio"]:.
 {table}
 """
     return text
+
+
+def inverting_section(results: Path) -> str:
+    """What an inversion step is off by, and what straightness does for edits, if measured."""
+    parts = []
+    for name, command, words in INVERTING:
+        file = results / f"{name}.json"
+        if file.exists():
+            figures = json.loads(file.read_text())
+            plots = "\n".join(
+                f"![{plot.stem.replace('-', ' ')}](results/{plot.name})"
+                for plot in sorted(results.glob(f"{name}-*.svg"))
+            )
+            said = "\n".join(f"- {sentence}" for sentence in figures["sentences"])
+            parts.append(f"{command} ({figures['n']} {words}):\n\n{plots}\n\n{said}\n")
+    return "\n## Inverting straight and curved flows\n\n" + "\n".join(parts) if parts else ""
 
 
 def reproduction() -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from rectiflow._version import __version__
 from rectiflow.reproduce import drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, SEEDS, TRAILING
+from rectiflow.reproduce.instaflow import ALPHAS, OTHER_PAIRS, SEEDS, TRAILING
 from rectiflow.reproduce.study import Store, Student
 from rectiflow.reproduce.workshop import Workshop
 
@@ -40,6 +40,7 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
         _pictures_table(figures),
         _seeds_table(figures),
         _variations_table(workshop, figures),
+        _pairs_table(workshop, figures),
         _budget_table(workshop, figures),
         _not_run(workshop),
     ]
@@ -138,6 +139,19 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
     )
 
 
+OPTIONS = {
+    "2rf-time-uniform": "uniform times",
+    "2rf-time-logit-normal": "logit-normal times",
+    "2rf-time-grid": "only the time of one step",
+    "2rf-loss-huber": "pseudo-Huber",
+    "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features, a quarter of the samples",
+    "2rf-loss-of-prediction": "L2 of the network's own prediction",
+    "2rf-curation-longest": "without the tenth of longest pairs",
+    "2rf-curation-flip": "half of the pairs mirrored",
+    "2rf-coupling-annealed": "annealed from independent noise",
+    "online": "pairs made on the fly, a quarter of the samples",
+}
+"""Reflow with one setting changed, beside `2rf-0`."""
 FIGURES = "figures.json"
 """The page's figures, in the folder of its pictures."""
 K = (1, 2, 4, 8)
@@ -204,19 +218,10 @@ def _seeds_table(figures: Figures) -> str:
 def _variations_table(workshop: Workshop, figures: Figures) -> str:
     """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
     labels = {
-        "emoji-2rf": "as shipped, u-shaped times",
         **{f"2rf-{seed}": f"exact start, u-shaped times, L2 (seed {seed})" for seed in SEEDS},
+        "emoji-2rf": "as shipped, likewise",
         **{f"paper-2rf-{seed}": f"re-used weights, uniform times (seed {seed})" for seed in SEEDS},
-        "2rf-time-uniform": "uniform times",
-        "2rf-time-logit-normal": "logit-normal times",
-        "2rf-time-grid": "only the time of one step",
-        "2rf-loss-huber": "pseudo-Huber",
-        "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features",
-        "2rf-loss-of-prediction": "L2 of the network's own prediction",
-        "2rf-curation-longest": "without the tenth of longest pairs",
-        "2rf-curation-flip": "half of the pairs mirrored",
-        "2rf-coupling-annealed": "annealed from independent noise",
-        "online": "pairs made on the fly, a quarter of the samples",
+        **OPTIONS,
     }
     rows = []
     for name, label in labels.items():
@@ -232,8 +237,8 @@ def _variations_table(workshop: Workshop, figures: Figures) -> str:
     if teacher := figures.of("flow-teacher", "straightness"):
         cost = _value(figures.of("flow-teacher", "transport_cost"), 3)
         rows.insert(0, ("the teacher, α 5", "–", _value(teacher, 4), cost, *4 * ("–",)))
-    head = ("reflow", "samples", "S(Z)", "transport cost", *(f"error, {k} steps" for k in K))
-    text = table(head, rows)
+    steps = [f"error, {k} step{'s' * (k > 1)}" for k in K]
+    text = table(("reflow", "samples", "S(Z)", "transport cost", *steps), rows)
     if not text:
         return ""
     return f"""## Reflow, one setting at a time
@@ -241,26 +246,86 @@ def _variations_table(workshop: Workshop, figures: Figures) -> str:
 The error of k steps is the mean square, per dimension, between where k Euler steps end and the
 teacher's own latents (25 steps of DPM-Solver++) on 256 held-out pairs.
 
-{text}"""
+{text}
+
+{_options(figures)}"""
+
+
+def _options(figures: Figures) -> str:
+    """What a changed setting does to the error of one step and of eight, in words."""
+    lines = []
+    for k in (1, 8):
+        said: dict[str, list[str]] = {"less": [], "more": [], "even": []}
+        for name, words in OPTIONS.items():
+            gap = figures.difference(
+                [(f"flow-{name}", f"error:{k}")], [("flow-2rf-0", f"error:{k}")]
+            )
+            if gap is not None:
+                kind = "less" if gap.high < 0 else "more" if gap.low > 0 else "even"
+                said[kind].append(f"{words} ({gap.mean:+.4f} ± {gap.half:.4f})")
+        if not any(said.values()):
+            continue
+        start = f"Beside exact start of seed 0, in {k} step{'s' * (k > 1)}"
+        parts = {"less": "err less", "more": "err more", "even": "are not told apart"}
+        listed = "; ".join(f"{parts[key]}: {', '.join(said[key]) or 'none'}" for key in parts)
+        lines.append(f"- {start} {listed}.")
+    return "\n".join(lines)
+
+
+def _pairs_table(workshop: Workshop, figures: Figures) -> str:
+    """Reflow on other pairs of the teacher."""
+    rows = []
+    for name in ("2rf-0", *(f"2rf-of-{num}-alpha-{alpha}" for num, alpha in OTHER_PAIRS)):
+        student = workshop.study.item(name)
+        row = f"{name}-at-8"
+        if row not in figures.rows or not isinstance(student, Student) or student.pairs is None:
+            continue
+        store = workshop.study.item(student.pairs)
+        assert isinstance(store, Store)
+        flow = f"flow-{name}"
+        rows.append(
+            (
+                str(store.num),
+                str(store.guidance_scale),
+                _value(figures.of(flow, "straightness"), 4),
+                _value(figures.of(flow, "transport_cost"), 3),
+                _value(figures.of(row, "frechet")),
+                _value(figures.of(row, "clip_score"), 3),
+            )
+        )
+    head = ("pairs", "their α", "S(Z)", "transport cost", "Fréchet distance, 8 steps", "CLIP score")
+    text = table(head, rows)
+    return f"## Reflow on other pairs of the teacher\n\n{text}" if text else ""
 
 
 def _budget_table(workshop: Workshop, figures: Figures) -> str:
     """How few samples our options need for the error of the paper's recipe."""
-    kinds: dict[str, list[str]] = {
-        "the paper's recipe": [f"paper-one-{seed}" for seed in SEEDS],
-        "exact start, u-shaped times": [f"one-{seed}" for seed in SEEDS],
-        "… a third of the samples": ["one-of-1-in-3"],
-        "… a fifth of the samples": ["one-of-1-in-5"],
-    }
+    kinds: tuple[tuple[str, list[str]], ...] = (
+        ("the paper's recipe", [f"paper-one-{seed}" for seed in SEEDS]),
+        ("… without reflow", [f"paper-direct-{seed}" for seed in SEEDS]),
+        ("exact start, u-shaped times", [f"one-{seed}" for seed in SEEDS]),
+        ("… without reflow", [f"direct-{seed}" for seed in SEEDS]),
+        ("… a third of the samples", ["one-of-1-in-3"]),
+        ("… a fifth of the samples", ["one-of-1-in-5"]),
+        ("`emoji-instaflow`", ["emoji-instaflow"]),
+        ("… without reflow", ["emoji-direct"]),
+    )
     rows = []
-    for label, names in kinds.items():
+    for label, names in kinds:
         error = figures.over([f"flow-{name}" for name in names], "error:1")
         distance = figures.over([f"{name}-at-1" for name in names], "frechet")
         if error is not None:
             total = sum(_samples(workshop, names[0]))
             rows.append((label, str(total), _value(error, 4), _value(distance)))
-    text = table(("recipe", "samples", "one-step error", "Fréchet distance"), rows)
-    return f"## Fewer samples for the same error\n\n{text}" if text else ""
+    text = table(("one-step student", "samples", "one-step error", "Fréchet distance"), rows)
+    if not text:
+        return ""
+    return f"""## Fewer samples for the same error
+
+The error is that of one step against the teacher's own latents on the held-out pairs, as above;
+samples are those of all training since the teacher.
+
+{text}"""
 
 
 def _samples(workshop: Workshop, name: str) -> list[int]:

@@ -108,7 +108,7 @@ def phase(record: Mapping[str, Any]) -> dict[str, Any]:
         ("loss", config.get("loss")),
         ("times", _times(config)),
         ("pairs", _pairs(record)),
-        ("optimiser", f"{config.get('optimizer')}, learning rate {config.get('learning_rate')}"),
+        ("optimiser", _optimiser(config)),
         ("averaged weights (EMA)", config.get("ema_decay")),
         ("precision", config.get("mixed_precision")),
         ("seed", config.get("seed")),
@@ -156,6 +156,13 @@ def _times(config: Mapping[str, Any]) -> str:
     if config.get("windows"):
         return f"within {config['windows']} windows, {config.get('time_law')}"
     return str(config.get("time_law"))
+
+
+def _optimiser(config: Mapping[str, Any]) -> str:
+    said = f"{config.get('optimizer')}, learning rate {config.get('learning_rate')}"
+    if muon := config.get("muon_learning_rate"):
+        said += f"; the hidden matrices' by Muon, {muon}"
+    return said
 
 
 def _pairs(record: Mapping[str, Any]) -> str:
