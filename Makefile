@@ -57,7 +57,8 @@ figures: demo
 	$(PY) benchmarks/train_step.py --json > docs/results/train-step-cost.json
 	$(PY) benchmarks/one_step.py --json > docs/results/one-step-latency.json
 	$(VENV)/bin/rectiflow reproduce instaflow --size full --dtype bfloat16 --processes 2
-	$(VENV)/bin/rectiflow evaluate inversion-error --dtype bfloat16 -o docs/results
+	$(VENV)/bin/rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf \
+	  --model emoji-sd3 --dtype bfloat16 -o docs/results
 	$(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16 -o docs/results
 	$(EDITS) --tune
 	$(EDITS) --tuned docs/results/tuning.json

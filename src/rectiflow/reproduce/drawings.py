@@ -14,9 +14,9 @@ from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES
 from rectiflow.reproduce.measuring import pictures
-from rectiflow.reproduce.study import Student
+from rectiflow.reproduce.study import Student, trained_samples
 from rectiflow.reproduce.workshop import Workshop
 
 COLUMNS = 8
@@ -58,6 +58,9 @@ def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, st
         if (figure := plot(figures)) is not None:
             save_figure(figure, folder / name)
             drawn[name] = words
+    if (figure := _by_samples(workshop, figures)) is not None:
+        save_figure(figure, folder / "samples.svg")
+        drawn["samples.svg"] = "Fréchet distance of one step by the samples trained on"
     if (figure := _by_setting(workshop, figures)) is not None:
         save_figure(figure, folder / "settings.svg")
         drawn["settings.svg"] = "One-step error after reflow by what was changed"
@@ -103,6 +106,29 @@ def _by_guidance(figures: Figures) -> Figure | None:
     if not lines:
         return None
     return line_plot(lines, x_label="guidance α", y_label="Fréchet distance")
+
+
+def _by_samples(workshop: Workshop, figures: Figures) -> Figure | None:
+    """Whether reflow before distillation pays, by how much training there is."""
+    lines = {}
+    for label, kind, shipped in (
+        ("reflow, then distillation", "one", "emoji-instaflow"),
+        ("direct distillation", "direct", "emoji-direct"),
+    ):
+        groups = [[f"{kind}-of-1-in-{share}"] for share in reversed(SHARES)]
+        groups += [[f"{kind}-{seed}" for seed in SEEDS], [shipped]]
+        found = {
+            float(trained_samples(workshop.study, names[0])): one
+            for names in groups
+            if (one := figures.over([f"{name}-at-1" for name in names], "frechet")) is not None
+        }
+        if len(found) > 1:
+            lines[label] = _series(found)
+    if len(lines) < 2:
+        return None
+    return line_plot(
+        lines, x_label="samples trained on", y_label="Fréchet distance, one step", log_x=True
+    )
 
 
 def _by_setting(workshop: Workshop, figures: Figures) -> Figure | None:

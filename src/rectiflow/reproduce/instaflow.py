@@ -36,6 +36,8 @@ U_SHAPED: Settings = {"time_law": "u_shaped"}
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
+SHARES = (3, 5)
+"""Of the samples of the other students: one in so many."""
 OTHER_PAIRS = ((256, GUIDANCE), (1024, GUIDANCE), (1024, 2.0), (1024, 8.0))
 """Numbers of teacher's pairs and guidance, beside those of the other students."""
 TRAILING = ("dpmpp", "unipc", "ddim")
@@ -173,15 +175,20 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         found += _varied(name, steps, teacher, settings)
     pairs = _reflowed_pairs("2rf-0", 2048)
     short: list[Item] = []
-    for share in (3, 5):
+    for share in SHARES:
         flow, made = f"2rf-of-1-in-{share}", _reflowed_pairs(f"2rf-of-1-in-{share}", 2048)
         short += [
             Student(flow, TEACHER, teacher.name, (_reflow(steps // share, **U_SHAPED),)),
             made,
             Student(f"one-of-1-in-{share}", flow, made.name, (_distill(steps // share),)),
+            Student(
+                f"direct-of-1-in-{share}", TEACHER, teacher.name, (_distill(2 * (steps // share)),)
+            ),
             _flow(flow),
             _flow(f"one-of-1-in-{share}", straight=False),
+            _flow(f"direct-of-1-in-{share}", straight=False),
             _at(f"one-of-1-in-{share}", 1, FEW, "teacher-at-25"),
+            _at(f"direct-of-1-in-{share}", 1, FEW, "teacher-at-25"),
         ]
     few: Settings = {"student_steps": [1, 2, 4, 8]}
     stacked: Settings = {"stacked": "separate"}

@@ -15,8 +15,8 @@ from rectiflow._version import __version__
 from rectiflow.reproduce import drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
 from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, OTHER_PAIRS, SEEDS, TRAILING
-from rectiflow.reproduce.study import Store, Student
+from rectiflow.reproduce.instaflow import ALPHAS, OTHER_PAIRS, SEEDS, SHARES, TRAILING
+from rectiflow.reproduce.study import Store, Student, trained_samples
 from rectiflow.reproduce.workshop import Workshop
 
 
@@ -305,8 +305,11 @@ def _budget_table(workshop: Workshop, figures: Figures) -> str:
         ("… without reflow", [f"paper-direct-{seed}" for seed in SEEDS]),
         ("exact start, u-shaped times", [f"one-{seed}" for seed in SEEDS]),
         ("… without reflow", [f"direct-{seed}" for seed in SEEDS]),
-        ("… a third of the samples", ["one-of-1-in-3"]),
-        ("… a fifth of the samples", ["one-of-1-in-5"]),
+        *(
+            (f"… {words}, one in {share} of the samples", [f"{kind}-of-1-in-{share}"])
+            for share in SHARES
+            for kind, words in (("one", "likewise"), ("direct", "without reflow"))
+        ),
         ("`emoji-instaflow`", ["emoji-instaflow"]),
         ("… without reflow", ["emoji-direct"]),
     )
@@ -315,7 +318,7 @@ def _budget_table(workshop: Workshop, figures: Figures) -> str:
         error = figures.over([f"flow-{name}" for name in names], "error:1")
         distance = figures.over([f"{name}-at-1" for name in names], "frechet")
         if error is not None:
-            total = sum(_samples(workshop, names[0]))
+            total = trained_samples(workshop.study, names[0])
             rows.append((label, str(total), _value(error, 4), _value(distance)))
     text = table(("one-step student", "samples", "one-step error", "Fréchet distance"), rows)
     if not text:
@@ -326,14 +329,6 @@ The error is that of one step against the teacher's own latents on the held-out 
 samples are those of all training since the teacher.
 
 {text}"""
-
-
-def _samples(workshop: Workshop, name: str) -> list[int]:
-    """Training samples of a student and of those it descends from."""
-    student = workshop.study.item(name)
-    if not isinstance(student, Student):
-        return []
-    return [student.samples, *_samples(workshop, student.begins)]
 
 
 def _not_run(workshop: Workshop) -> str:

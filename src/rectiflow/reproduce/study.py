@@ -183,3 +183,11 @@ class Study:
                 taken.add(item.name)
                 waiting += item.needs
         return [item for item in self.items if item.name in taken]
+
+
+def trained_samples(study: Study, name: str) -> int:
+    """Training samples of a student and of those it descends from; 0 of a model from elsewhere."""
+    student = study.item(name)
+    if not isinstance(student, Student):
+        return 0
+    return student.samples + trained_samples(study, student.begins)
