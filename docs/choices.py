@@ -21,7 +21,7 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         (
             ("256", "2rf-of-256-alpha-5.0-at-8"),
             ("1024", "2rf-of-1024-alpha-5.0-at-8"),
-            ("8192", "2rf-0-at-8"),
+            ("8192", "paper-2rf-0-at-8"),
         ),
     ),
     (
@@ -30,42 +30,49 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         tuple((f"α {alpha}", f"alpha-{alpha}-at-8") for alpha in (1.0, 1.5, 2.0, 3.0, 5.0)),
     ),
     (
+        "start of reflow",
+        ERROR,
+        (("re-used weights", "flow-paper-2rf-0"), ("exact", "flow-2rf-start-exact")),
+    ),
+    (
         "time law of reflow",
         ERROR,
         (
-            ("u-shaped", "flow-2rf-0"),
-            ("uniform", "flow-2rf-time-uniform"),
+            ("uniform", "flow-paper-2rf-0"),
+            ("u-shaped", "flow-2rf-time-u-shaped"),
             ("logit-normal", "flow-2rf-time-logit-normal"),
+            ("one step's alone", "flow-2rf-time-grid"),
         ),
     ),
     (
         "loss of reflow",
         ERROR,
-        (
-            ("L2", "flow-2rf-0"),
-            ("pseudo-Huber", "flow-2rf-loss-huber"),
-            ("L2 of the network's prediction", "flow-2rf-loss-of-prediction"),
-        ),
+        (("L2", "flow-paper-2rf-0"), ("pseudo-Huber", "flow-2rf-loss-huber")),
+    ),
+    (
+        "optimiser",
+        ERROR,
+        (("AdamW", "flow-paper-2rf-0"), ("Muon beside it", "flow-2rf-optimizer-muon")),
     ),
     (
         "pairs of reflow",
         ERROR,
         (
-            ("as they are", "flow-2rf-0"),
+            ("as they are", "flow-paper-2rf-0"),
             ("half mirrored", "flow-2rf-curation-flip"),
             ("without the longest tenth", "flow-2rf-curation-longest"),
             ("annealed from independent noise", "flow-2rf-coupling-annealed"),
         ),
     ),
     (
-        "start, reflow and distillation",
-        ERROR,
-        (("exact", "flow-one-{seed}"), ("re-used weights", "flow-paper-one-{seed}")),
+        "reflow before distillation, 19 200 samples",
+        f"{DISTANCE} in one step",
+        (("with", "paper-one-{seed}-at-1"), ("without", "paper-direct-{seed}-at-1")),
     ),
     (
-        "start, direct distillation",
-        ERROR,
-        (("exact", "flow-direct-{seed}"), ("re-used weights", "flow-paper-direct-{seed}")),
+        "reflow before distillation, 140 800 samples",
+        f"{DISTANCE} in one step",
+        (("with", "emoji-instaflow-at-1"), ("without", "emoji-direct-at-1")),
     ),
     (
         "steps at use, `emoji-2rf`",
@@ -75,7 +82,7 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
     (
         "steps at use, student of one step",
         DISTANCE,
-        tuple((str(k), f"one-0-at-{k}") for k in (1, 2, 4, 8)),
+        tuple((str(k), f"paper-one-0-at-{k}") for k in (1, 2, 4, 8)),
     ),
     (
         "steps at use, student of 1, 2, 4 and 8",

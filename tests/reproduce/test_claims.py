@@ -6,8 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from rectiflow.reproduce.claims import CLAIMS, EVEN, FAILS, HOLDS, MISSING, Verdict, all_claims
-from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, TRAILING
+from rectiflow.reproduce.claims import (
+    CLAIMS,
+    EVEN,
+    FAILS,
+    HOLDS,
+    MISSING,
+    Verdict,
+    all_claims,
+    seeded,
+)
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES, TRAILING
 from tests.reproduce.rows import Row, figures, flow, pictures
 
 PART = "in part"
@@ -32,10 +41,12 @@ def reflow_first(by: float) -> Rows:
     return {
         "emoji-instaflow-at-1": pictures(20 + by),
         "emoji-direct-at-1": pictures(20),
-        **seeds("one", 20 + by),
-        **seeds("direct", 20),
+        "one-0-at-1": pictures(20 + by),
+        "direct-0-at-1": pictures(20),
         **seeds("paper-one", 20 + by),
         **seeds("paper-direct", 20),
+        **{f"paper-one-of-1-in-{share}-at-1": pictures(20 + by) for share in SHARES},
+        **{f"paper-direct-of-1-in-{share}-at-1": pictures(20) for share in SHARES},
     }
 
 
@@ -49,11 +60,13 @@ def resembles(by: float) -> Rows:
         # How near the student of the 2-rectified flow is to the first teacher is not the question.
         "emoji-instaflow-at-1": pictures(1, {"emoji-2rf-at-25": ours, "teacher-at-25": 0.2 - by}),
         "emoji-direct-at-1": pictures(1, direct),
+        "one-0-at-1": pictures(1, {"2rf-0-at-8": ours, "teacher-at-25": 0.2}),
+        "direct-0-at-1": pictures(1, direct),
     }
     for seed in SEEDS:
-        near = ours + 1e-5 * seed
-        rows[f"one-{seed}-at-1"] = pictures(1, {f"2rf-{seed}-at-8": near, "teacher-at-25": 0.2})
-        rows[f"direct-{seed}-at-1"] = pictures(1, {"teacher-at-25": 0.2 + 1e-5 * seed})
+        near = {f"paper-2rf-{seed}-at-8": ours + 1e-5 * seed, "teacher-at-25": 0.2}
+        rows[f"paper-one-{seed}-at-1"] = pictures(1, near)
+        rows[f"paper-direct-{seed}-at-1"] = pictures(1, {"teacher-at-25": 0.2 + 1e-5 * seed})
     return rows
 
 
@@ -70,7 +83,7 @@ def guidance(by: float) -> Rows:
 def stacking(by: float) -> Rows:
     return {
         "stacked-at-1": pictures(20 + by),
-        "one-0-at-1": pictures(20),
+        "paper-one-0-at-1": pictures(20),
         "stacked-direct-at-1": pictures(30),
         "single-direct-at-1": pictures(30),
     }
@@ -118,10 +131,10 @@ def test_nothing_simply_holds_when_a_row_is_missing(key: str) -> None:
     assert "not run" not in complete
     for name in whole:
         found = verdict(key, {n: row for n, row in whole.items() if n != name})
-        seeded = name.removeprefix("paper-").startswith(("one-", "direct-")) and key in "ac"
-        if found.verdict == HOLDS and not seeded:
+        of_seeds = name in {*seeded("paper-one"), *seeded("paper-direct")} and key in "ac"
+        if found.verdict == HOLDS and not of_seeds:
             assert "not run" in found.sentence, name
-        if seeded:
+        if of_seeds:
             assert found.sentence != complete, name
 
 
@@ -142,9 +155,9 @@ def test_comparisons_that_differ_hold_in_part(key: str) -> None:
 def test_small_figures_decide_what_they_can() -> None:
     """One seed of the chain, and its own flow beside the teacher's."""
     rows = {
-        "one-0-at-1": pictures(10, {"2rf-0-at-8": 0.1}),
-        "direct-0-at-1": pictures(12),
-        "flow-2rf-0": flow(0.1, 1),
+        "paper-one-0-at-1": pictures(10, {"paper-2rf-0-at-8": 0.1}),
+        "paper-direct-0-at-1": pictures(12),
+        "flow-paper-2rf-0": flow(0.1, 1),
         "flow-teacher": flow(2.0, 2),
     }
     words = {one.key: one.verdict for one in all_claims(figures(rows))}
@@ -154,8 +167,8 @@ def test_small_figures_decide_what_they_can() -> None:
 
 def test_three_seeds_far_apart_are_not_told_apart_by_their_means() -> None:
     """A t interval of three: the pictures' own small errors do not count."""
-    rows = {f"one-{s}-at-1": pictures(10 + 4 * s) for s in SEEDS}
-    rows |= {f"direct-{s}-at-1": pictures(14 + 4 * ((s + 1) % 3)) for s in SEEDS}
+    rows = {f"paper-one-{s}-at-1": pictures(10 + 4 * s) for s in SEEDS}
+    rows |= {f"paper-direct-{s}-at-1": pictures(14 + 4 * ((s + 1) % 3)) for s in SEEDS}
     assert verdict("a", rows).verdict == EVEN
 
 

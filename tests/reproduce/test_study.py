@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rectiflow.models.load import embedded_models
-from rectiflow.reproduce.instaflow import SEEDS, SHIPPED, TEACHER, instaflow
+from rectiflow.reproduce.instaflow import SEEDS, SHARES, SHIPPED, TEACHER, instaflow
 from rectiflow.reproduce.study import Flow, Item, Pictures, Settings, Store, Student, Study
 from rectiflow.straighten.config import validate
 from rectiflow.straighten.recipes import get_recipe
@@ -137,16 +137,16 @@ def test_every_phase_is_a_valid_configuration(size: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_student_and_its_baseline_see_the_same_number_of_samples(size: str) -> None:
     study = STUDIES[size]
-    seeds = SEEDS if size == "full" else SEEDS[:1]
-    prefixes = ("", "paper-") if size == "full" else ("",)
-    for seed in seeds:
-        for prefix in prefixes:
-            flow, one, direct = (
-                student(study, f"{prefix}{kind}-{seed}") for kind in ("2rf", "one", "direct")
-            )
-            assert one.begins == flow.name and direct.begins == flow.begins == TEACHER
-            assert flow.samples + one.samples == direct.samples > 0
-            assert {p.get("seed", 0) for s in (flow, one, direct) for p in s.phases} == {seed}
+    full = size == "full"
+    chains = [(f"paper-{{}}-{seed}", seed) for seed in (SEEDS if full else SEEDS[:1])]
+    if full:
+        chains += [("{}-0", 0), *((f"paper-{{}}-of-1-in-{share}", 0) for share in SHARES)]
+    for named, seed in chains:
+        flow, one, direct = (student(study, named.format(k)) for k in ("2rf", "one", "direct"))
+        assert one.begins == flow.name and direct.begins == flow.begins == TEACHER
+        assert flow.samples + one.samples == direct.samples > 0
+        assert {p.get("seed", 0) for s in (flow, one, direct) for p in s.phases} == {seed}
+        assert direct.phases[0]["start"] == flow.phases[0]["start"]
 
 
 def test_the_shipped_student_and_direct_distillation_see_the_same_number_of_samples() -> None:
@@ -160,8 +160,8 @@ def test_the_shipped_student_and_direct_distillation_see_the_same_number_of_samp
 
 def test_single_and_stacked_students_see_the_same_number_of_samples() -> None:
     study = STUDIES["full"]
-    assert student(study, "stacked").samples == student(study, "one-0").samples
-    assert student(study, "stacked").pairs == student(study, "one-0").pairs
+    assert student(study, "stacked").samples == student(study, "paper-one-0").samples
+    assert student(study, "stacked").pairs == student(study, "paper-one-0").pairs
     direct, single = student(study, "stacked-direct"), student(study, "single-direct")
     assert direct.samples == single.samples and direct.pairs == single.pairs
 
@@ -190,10 +190,11 @@ def test_the_shipped_students_are_those_of_the_recipe() -> None:
 
 
 def test_single_changes_change_one_thing() -> None:
-    """Beside `2rf-0`, a reflow on the same pairs; a costly loss also takes fewer steps."""
+    """Beside `paper-2rf-0`, a reflow on the same pairs; a costly loss also takes fewer steps."""
     study = STUDIES["full"]
-    base = student(study, "2rf-0")
-    named = ("2rf-time", "2rf-loss", "2rf-curation", "2rf-coupling")
+    base = student(study, "paper-2rf-0")
+    kinds = ("start", "time", "loss", "curation", "coupling", "optimizer")
+    named = tuple(f"2rf-{kind}-" for kind in kinds)
     changed: list[Item] = [i for i in study.items if i.name.startswith(named)]
     assert len(changed) >= 8
     length = {"steps", "decay_steps"}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rectiflow.reproduce.figures import Cell, Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, TRAILING
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES, TRAILING
 
 HOLDS, FAILS, EVEN, MISSING = "holds", "does not hold", "not told apart", "not run"
 PART = "in part"
@@ -104,14 +104,22 @@ def _reflow_first(figures: Figures) -> Decision:
         return _less(figures, _cells(ours), _cells(direct), words)
 
     return _together(
+        compared("the paper's recipe", seeded("paper-one"), seeded("paper-direct")),
+        *(
+            compared(
+                f"with one in {share} of the samples",
+                [f"paper-one-of-1-in-{share}-at-1"],
+                [f"paper-direct-of-1-in-{share}-at-1"],
+            )
+            for share in SHARES
+        ),
+        compared("exact start", ["one-0-at-1"], ["direct-0-at-1"]),
         compared("as shipped", ["emoji-instaflow-at-1"], ["emoji-direct-at-1"]),
-        compared("exact start", seeded("one"), seeded("direct")),
-        compared("re-used weights, as the paper", seeded("paper-one"), seeded("paper-direct")),
     )
 
 
 def _straighter(figures: Figures) -> Decision:
-    flow = "flow-emoji-2rf" if "flow-emoji-2rf" in figures.rows else "flow-2rf-0"
+    flow = "flow-emoji-2rf" if "flow-emoji-2rf" in figures.rows else "flow-paper-2rf-0"
     return _together(
         *(
             _less(
@@ -133,11 +141,13 @@ def _resembles(figures: Figures) -> Decision:
         others = _cells(direct, "likeness:teacher-at-25")
         return _less(figures, ours, others, words, factor=1e3)
 
-    own = [(f"one-{seed}-at-1", f"likeness:2rf-{seed}-at-8") for seed in SEEDS]
+    paper = [(f"paper-one-{seed}-at-1", f"likeness:paper-2rf-{seed}-at-8") for seed in SEEDS]
+    exact = [("one-0-at-1", "likeness:2rf-0-at-8")]
     shipped = [("emoji-instaflow-at-1", "likeness:emoji-2rf-at-25")]
     return _together(
+        compared("the paper's recipe", paper, seeded("paper-direct")),
+        compared("exact start", exact, ["direct-0-at-1"]),
         compared("as shipped", shipped, ["emoji-direct-at-1"]),
-        compared("exact start", own, seeded("direct")),
     )
 
 
@@ -180,7 +190,7 @@ def _stacking(figures: Figures) -> Decision:
         words = f"{label}, {{}} stacked, {{}} single"
         return _less(figures, _cells([stacked]), _cells([single]), words)
 
-    after = compared("after reflow", "stacked-at-1", "one-0-at-1")
+    after = compared("after reflow", "stacked-at-1", "paper-one-0-at-1")
     before = compared("before", "stacked-direct-at-1", "single-direct-at-1")
     if MISSING in (after[0], before[0]):
         return MISSING, "–"

@@ -28,10 +28,10 @@ SHEET = {
     "emoji-2rf-at-2": "2-rectified, 2",
     "teacher-at-1": "teacher, 1",
     "emoji-2rf-at-1": "2-rectified, 1",
-    "2rf-0-at-1": "2-rectified, 1 (short)",
+    "paper-2rf-0-at-1": "2-rectified, 1 (short)",
     "emoji-direct-at-1": "direct, 1",
-    "direct-0-at-1": "direct, 1 (short)",
-    "one-0-at-1": "distilled, 1 (short)",
+    "paper-direct-0-at-1": "direct, 1 (short)",
+    "paper-one-0-at-1": "distilled, 1 (short)",
     "emoji-instaflow-at-1": "emoji-instaflow, 1",
 }
 """Rows of the sheet, from above."""
@@ -111,12 +111,9 @@ def _by_guidance(figures: Figures) -> Figure | None:
 def _by_samples(workshop: Workshop, figures: Figures) -> Figure | None:
     """Whether reflow before distillation pays, by how much training there is."""
     lines = {}
-    for label, kind, shipped in (
-        ("reflow, then distillation", "one", "emoji-instaflow"),
-        ("direct distillation", "direct", "emoji-direct"),
-    ):
-        groups = [[f"{kind}-of-1-in-{share}"] for share in reversed(SHARES)]
-        groups += [[f"{kind}-{seed}" for seed in SEEDS], [shipped]]
+    for label, kind in (("the paper's recipe", "one"), ("direct distillation", "direct")):
+        groups = [[f"paper-{kind}-of-1-in-{share}"] for share in reversed(SHARES)]
+        groups.append([f"paper-{kind}-{seed}" for seed in SEEDS])
         found = {
             float(trained_samples(workshop.study, names[0])): one
             for names in groups

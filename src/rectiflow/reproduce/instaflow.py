@@ -1,9 +1,10 @@
 """InstaFlow (Liu et al. 2023, arXiv 2309.06380) on the embedded world: what to train and measure.
 
 The paper's recipe re-uses the teacher's weights under another meaning, draws times uniformly and
-compares velocities by L2. Its students are called `paper-…` here; `exact-…` keep the field that the
-teacher defines exactly, and everything else is tried as a single change of those. A student and
-what it is compared with see the same number of training samples.
+compares velocities by L2. Its students are called `paper-…` here, and `2rf-…` are reflowed with one
+setting of it changed; `2rf-0`, `one-0` and `direct-0` keep the field that the teacher defines
+exactly and draw u-shaped times, as those that ship. A student and what it is compared with see the
+same number of training samples.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ COMMON: Settings = {
 }
 REUSE: Settings = {"start": "reuse"}
 U_SHAPED: Settings = {"time_law": "u_shaped"}
+MUON: Settings = {"muon_learning_rate": 5e-4}
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -92,17 +94,18 @@ def _teacher_at(steps: int, num: int, judged: int = SOME) -> Pictures:
 def _small() -> Study:
     steps = 200
     teacher = Store("pairs-teacher", TEACHER, 1024, STEPS, GUIDANCE)
-    pairs = _reflowed_pairs("2rf-0", 1024)
+    flow, one, direct = (f"paper-{kind}-0" for kind in ("2rf", "one", "direct"))
+    pairs = _reflowed_pairs(flow, 1024)
     items: list[Item] = [
         teacher,
-        Student("2rf-0", TEACHER, teacher.name, (_reflow(steps, **U_SHAPED),)),
+        Student(flow, TEACHER, teacher.name, (_reflow(steps, **REUSE),)),
         pairs,
-        Student("one-0", "2rf-0", pairs.name, (_distill(steps),)),
-        Student("direct-0", TEACHER, teacher.name, (_distill(2 * steps),)),
+        Student(one, flow, pairs.name, (_distill(steps),)),
+        Student(direct, TEACHER, teacher.name, (_distill(2 * steps, **REUSE),)),
         Flow("flow-teacher", TEACHER, GUIDANCE, 128),
-        Flow("flow-2rf-0", "2rf-0", 1.0, 128),
+        Flow(f"flow-{flow}", flow, 1.0, 128),
         _teacher_at(STEPS, 500),
-        *(_at(name, 1, 500, "teacher-at-25") for name in ("2rf-0", "one-0", "direct-0")),
+        *(_at(name, 1, 500, "teacher-at-25") for name in (flow, one, direct)),
     ]
     return Study("instaflow", "small", tuple(items))
 
@@ -120,15 +123,11 @@ def _full() -> Study:
             held_out,
             *shipped,
             *_chain("", 0, steps, teacher),
-            *_chain("paper-", 0, steps, teacher, **REUSE),
+            *(item for seed in SEEDS for item in _chain("paper-", seed, steps, teacher, **REUSE)),
+            *_fewer_samples(steps, teacher),
             *_variations(steps, teacher),
-            *(item for seed in SEEDS[1:] for item in _chain("", seed, steps, teacher)),
-            *(
-                item
-                for seed in SEEDS[1:]
-                for item in _chain("paper-", seed, steps, teacher, **REUSE)
-            ),
             *_teachers(steps),
+            *_further_students(steps, teacher),
             *_on_pictures(steps, teacher),
             *later,
         ),
@@ -158,38 +157,57 @@ def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> l
     ]
 
 
+def _fewer_samples(steps: int, teacher: Store) -> list[Item]:
+    """The paper's recipe with a part of the samples, direct distillation, and what is faster."""
+    found: list[Item] = []
+    for share in SHARES:
+        flow, one, direct = (f"paper-{kind}-of-1-in-{share}" for kind in ("2rf", "one", "direct"))
+        pairs, short = _reflowed_pairs(flow, 2048), steps // share
+        found += [
+            Student(flow, TEACHER, teacher.name, (_reflow(short, **REUSE),)),
+            pairs,
+            Student(one, flow, pairs.name, (_distill(short),)),
+            Student(direct, TEACHER, teacher.name, (_distill(2 * short, **REUSE),)),
+            *(_flow(name, straight=False) for name in (one, direct)),
+            *(_at(name, 1, FEW, "teacher-at-25") for name in (one, direct)),
+        ]
+        for name, phase in (
+            ("reflow", _reflow(2 * short, **REUSE, **U_SHAPED, **MUON)),
+            ("direct", _distill(2 * short, **REUSE, **MUON)),
+        ):
+            student = f"muon-{name}-of-1-in-{share}"
+            found += [
+                Student(student, TEACHER, teacher.name, (phase,)),
+                _flow(student, straight=False),
+                _at(student, 1, FEW, "teacher-at-25"),
+            ]
+    return found
+
+
 def _variations(steps: int, teacher: Store) -> list[Item]:
-    """One setting at a time; stacked students; k steps; fewer samples; pairs made on the fly."""
+    """The paper's reflow with one setting changed."""
     changed: dict[str, Settings] = {
-        "time-uniform": {"time_law": "uniform"},
+        "start-exact": {"start": "exact"},
+        "time-u-shaped": U_SHAPED,
         "time-logit-normal": {"time_law": "logit_normal"},
         "time-grid": {"time_law": "grid"},
         "loss-huber": {"loss": "pseudo_huber"},
-        "loss-of-prediction": {"loss_space": "prediction"},
         "curation-longest": {"drop_longest": 0.1},
         "curation-flip": {"flip": 0.5},
         "coupling-annealed": {"anneal_steps": steps // 2},
+        "optimizer-muon": MUON,
     }
-    found: list[Item] = []
-    for name, settings in changed.items():
-        found += _varied(name, steps, teacher, settings)
-    pairs = _reflowed_pairs("2rf-0", 2048)
-    short: list[Item] = []
-    for share in SHARES:
-        flow, made = f"2rf-of-1-in-{share}", _reflowed_pairs(f"2rf-of-1-in-{share}", 2048)
-        short += [
-            Student(flow, TEACHER, teacher.name, (_reflow(steps // share, **U_SHAPED),)),
-            made,
-            Student(f"one-of-1-in-{share}", flow, made.name, (_distill(steps // share),)),
-            Student(
-                f"direct-of-1-in-{share}", TEACHER, teacher.name, (_distill(2 * (steps // share)),)
-            ),
-            _flow(flow),
-            _flow(f"one-of-1-in-{share}", straight=False),
-            _flow(f"direct-of-1-in-{share}", straight=False),
-            _at(f"one-of-1-in-{share}", 1, FEW, "teacher-at-25"),
-            _at(f"direct-of-1-in-{share}", 1, FEW, "teacher-at-25"),
-        ]
+    return [
+        item
+        for name, settings in changed.items()
+        for item in _varied(name, steps, teacher, settings)
+    ]
+
+
+def _further_students(steps: int, teacher: Store) -> list[Item]:
+    """Students of k steps, stacked ones, and one whose pairs are made on the fly."""
+    flow, one = "paper-2rf-0", "paper-one-0"
+    pairs = _reflowed_pairs(flow, 2048)
     few: Settings = {"student_steps": [1, 2, 4, 8]}
     stacked: Settings = {"stacked": "separate"}
     online: Settings = {
@@ -201,23 +219,20 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         "decay_steps": steps // 16,
     }
     return [
-        *short,
-        *found,
-        Student("k-step", "2rf-0", pairs.name, (_distill(steps // 2, **few),)),
-        Student("stacked", "2rf-0", pairs.name, (_distill(steps, **stacked),)),
-        Student("stacked-direct", TEACHER, teacher.name, (_distill(steps, **stacked),)),
-        Student("single-direct", TEACHER, teacher.name, (_distill(steps),)),
-        Student("online", TEACHER, None, (COMMON | U_SHAPED | online,)),
+        Student("k-step", flow, pairs.name, (_distill(steps // 2, **few),)),
+        *(_at("k-step", k, FEW, "teacher-at-25", judged=0) for k in K_STEPS),
+        *(_at(one, k, FEW, "teacher-at-25", judged=0) for k in K_STEPS[1:]),
+        Student("online", TEACHER, None, (COMMON | REUSE | online,)),
         _flow("online"),
-        *(_at("k-step", k, FEW, "teacher-at-25") for k in K_STEPS),
-        *(_at("one-0", k, FEW, "teacher-at-25") for k in K_STEPS[1:]),
+        Student("stacked", flow, pairs.name, (_distill(steps, **stacked),)),
+        Student("stacked-direct", TEACHER, teacher.name, (_distill(steps, **REUSE, **stacked),)),
+        Student("single-direct", TEACHER, teacher.name, (_distill(steps, **REUSE),)),
         *(_at(name, 1, FEW, "teacher-at-25") for name in STACKING),
     ]
 
 
 def _varied(name: str, steps: int, teacher: Store, settings: Settings) -> list[Item]:
-    """Reflow with some setting changed."""
-    phase = _reflow(steps) | U_SHAPED | settings
+    phase = _reflow(steps) | REUSE | settings
     return [Student(f"2rf-{name}", TEACHER, teacher.name, (phase,)), _flow(f"2rf-{name}")]
 
 
@@ -241,7 +256,7 @@ def _teachers(steps: int) -> list[Item]:
         flow = f"2rf-of-{num}-alpha-{alpha}"
         found += [
             store,
-            Student(flow, TEACHER, store.name, (_reflow(steps, **U_SHAPED),)),
+            Student(flow, TEACHER, store.name, (_reflow(steps, **REUSE),)),
             _flow(flow),
             _at(flow, 8, FEW, judged=0),
         ]

@@ -140,18 +140,19 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
 
 
 OPTIONS = {
-    "2rf-time-uniform": "uniform times",
+    "2rf-start-exact": "exact start",
+    "2rf-time-u-shaped": "u-shaped times",
     "2rf-time-logit-normal": "logit-normal times",
     "2rf-time-grid": "only the time of one step",
     "2rf-loss-huber": "pseudo-Huber",
     "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features, a quarter of the samples",
-    "2rf-loss-of-prediction": "L2 of the network's own prediction",
     "2rf-curation-longest": "without the tenth of longest pairs",
     "2rf-curation-flip": "half of the pairs mirrored",
     "2rf-coupling-annealed": "annealed from independent noise",
+    "2rf-optimizer-muon": "Muon for the hidden matrices",
     "online": "pairs made on the fly, a quarter of the samples",
 }
-"""Reflow with one setting changed, beside `2rf-0`."""
+"""The paper's reflow with one setting changed, beside `paper-2rf-0`."""
 FIGURES = "figures.json"
 """The page's figures, in the folder of its pictures."""
 K = (1, 2, 4, 8)
@@ -190,17 +191,22 @@ def _pictures_table(figures: Figures) -> str:
 
 def _seeds_table(figures: Figures) -> str:
     kinds = {
-        "2rf": "2-rectified flow, exact start",
+        "paper-2rf": "2-rectified flow, the paper's recipe",
+        "paper-one": "… distilled",
+        "paper-direct": "direct distillation, re-used weights",
+        "2rf": "2-rectified flow, exact start, u-shaped times",
         "one": "… distilled",
         "direct": "direct distillation, exact start",
-        "paper-2rf": "2-rectified flow, re-used weights",
-        "paper-one": "… distilled: the paper's recipe",
-        "paper-direct": "direct distillation, re-used weights",
     }
     rows = [_quality(figures, label, seeded(kind)) for kind, label in kinds.items()]
     more = {
-        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in (1, 2, 4, 8)},
-        **{f"one-0-at-{k}": "one-step student, seed 0" for k in (2, 4, 8)},
+        **{
+            f"paper-{kind}-of-1-in-{share}-at-1": f"{words}, one in {share} of the samples"
+            for share in SHARES
+            for kind, words in (("one", "the paper's recipe"), ("direct", "direct distillation"))
+        },
+        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in K},
+        **{f"paper-one-0-at-{k}": "one-step student, seed 0" for k in K[1:]},
         "stacked-at-1": "distilled, stacked, after reflow",
         "single-direct-at-1": "distilled, single, without reflow",
         "stacked-direct-at-1": "distilled, stacked, without reflow",
@@ -218,10 +224,10 @@ def _seeds_table(figures: Figures) -> str:
 def _variations_table(workshop: Workshop, figures: Figures) -> str:
     """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
     labels = {
-        **{f"2rf-{seed}": f"exact start, u-shaped times, L2 (seed {seed})" for seed in SEEDS},
-        "emoji-2rf": "as shipped, likewise",
-        **{f"paper-2rf-{seed}": f"re-used weights, uniform times (seed {seed})" for seed in SEEDS},
+        **{f"paper-2rf-{seed}": f"the paper's recipe (seed {seed})" for seed in SEEDS},
         **OPTIONS,
+        "2rf-0": "exact start, u-shaped times",
+        "emoji-2rf": "as shipped, likewise",
     }
     rows = []
     for name, label in labels.items():
@@ -258,14 +264,14 @@ def _options(figures: Figures) -> str:
         said: dict[str, list[str]] = {"less": [], "more": [], "even": []}
         for name, words in OPTIONS.items():
             gap = figures.difference(
-                [(f"flow-{name}", f"error:{k}")], [("flow-2rf-0", f"error:{k}")]
+                [(f"flow-{name}", f"error:{k}")], [("flow-paper-2rf-0", f"error:{k}")]
             )
             if gap is not None:
                 kind = "less" if gap.high < 0 else "more" if gap.low > 0 else "even"
                 said[kind].append(f"{words} ({gap.mean:+.4f} ± {gap.half:.4f})")
         if not any(said.values()):
             continue
-        start = f"Beside exact start of seed 0, in {k} step{'s' * (k > 1)}"
+        start = f"Beside the paper's recipe of the same training seed, in {k} step{'s' * (k > 1)}"
         parts = {"less": "err less", "more": "err more", "even": "are not told apart"}
         listed = "; ".join(f"{parts[key]}: {', '.join(said[key]) or 'none'}" for key in parts)
         lines.append(f"- {start} {listed}.")
@@ -275,7 +281,7 @@ def _options(figures: Figures) -> str:
 def _pairs_table(workshop: Workshop, figures: Figures) -> str:
     """Reflow on other pairs of the teacher."""
     rows = []
-    for name in ("2rf-0", *(f"2rf-of-{num}-alpha-{alpha}" for num, alpha in OTHER_PAIRS)):
+    for name in ("paper-2rf-0", *(f"2rf-of-{num}-alpha-{alpha}" for num, alpha in OTHER_PAIRS)):
         student = workshop.study.item(name)
         row = f"{name}-at-8"
         if row not in figures.rows or not isinstance(student, Student) or student.pairs is None:
@@ -303,13 +309,21 @@ def _budget_table(workshop: Workshop, figures: Figures) -> str:
     kinds: tuple[tuple[str, list[str]], ...] = (
         ("the paper's recipe", [f"paper-one-{seed}" for seed in SEEDS]),
         ("… without reflow", [f"paper-direct-{seed}" for seed in SEEDS]),
-        ("exact start, u-shaped times", [f"one-{seed}" for seed in SEEDS]),
-        ("… without reflow", [f"direct-{seed}" for seed in SEEDS]),
         *(
-            (f"… {words}, one in {share} of the samples", [f"{kind}-of-1-in-{share}"])
+            (f"{words}, one in {share} of the samples", [f"paper-{kind}-of-1-in-{share}"])
             for share in SHARES
-            for kind, words in (("one", "likewise"), ("direct", "without reflow"))
+            for kind, words in (("one", "the paper's recipe"), ("direct", "… without reflow"))
         ),
+        *(
+            (f"{words}, one in {share}", [f"muon-{kind}-of-1-in-{share}"])
+            for share in SHARES
+            for kind, words in (
+                ("reflow", "reflow alone, u-shaped times, Muon"),
+                ("direct", "direct distillation, Muon"),
+            )
+        ),
+        ("exact start, u-shaped times", ["one-0"]),
+        ("… without reflow", ["direct-0"]),
         ("`emoji-instaflow`", ["emoji-instaflow"]),
         ("… without reflow", ["emoji-direct"]),
     )
