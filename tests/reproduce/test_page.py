@@ -16,6 +16,7 @@ from rectiflow.reproduce import page
 from rectiflow.reproduce.claims import CLAIMS
 from rectiflow.reproduce.drawings import SHEET
 from rectiflow.reproduce.instaflow import instaflow
+from rectiflow.reproduce.labels import OPTIONS
 from rectiflow.reproduce.measuring import CHUNK
 from rectiflow.reproduce.study import Flow, Pictures, Student
 from rectiflow.reproduce.workshop import Workshop
@@ -128,7 +129,7 @@ def test_the_page_of_the_full_study(tmp_path: Path) -> None:
         line for line in text.splitlines() if line.startswith("- Beside the paper's recipe")
     )
     less, more, even = told.partition(" err less: ")[2].split("; ")
-    assert "u-shaped times (-1.0000 ± 0." in less and less.count("(") == len(page.OPTIONS) - 2
+    assert "u-shaped times (-1.0000 ± 0." in less and less.count("(") == len(OPTIONS) - 2
     assert more.startswith("err more: pseudo-Huber (+1.0000 ± 0.")
     assert even.startswith("are not told apart: half of the pairs mirrored (+0.0000 ± 0.0000).")
     made = {item.name for item in place.study.items if not place.there(item)}

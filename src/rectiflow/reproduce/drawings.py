@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
@@ -15,8 +16,9 @@ from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.reproduce.figures import Estimate, Figures
 from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES
+from rectiflow.reproduce.labels import REFLOWS
 from rectiflow.reproduce.measuring import pictures
-from rectiflow.reproduce.study import Student, trained_samples
+from rectiflow.reproduce.study import trained_samples
 from rectiflow.reproduce.workshop import Workshop
 
 COLUMNS = 8
@@ -52,6 +54,7 @@ def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, st
     plots: dict[str, tuple[Callable[[Figures], Figure | None], str]] = {
         "steps.svg": (_by_steps, "Fréchet distance by the number of steps"),
         "alpha.svg": (_by_guidance, "Fréchet distance of emoji-2rf by its guidance α"),
+        "settings.svg": (_by_setting, "One-step error after reflow by what was changed"),
     }
     drawn: dict[str, str] = {}
     for name, (plot, words) in plots.items():
@@ -61,9 +64,6 @@ def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, st
     if (figure := _by_samples(workshop, figures)) is not None:
         save_figure(figure, folder / "samples.svg")
         drawn["samples.svg"] = "Fréchet distance of one step by the samples trained on"
-    if (figure := _by_setting(workshop, figures)) is not None:
-        save_figure(figure, folder / "settings.svg")
-        drawn["settings.svg"] = "One-step error after reflow by what was changed"
     if sheet := [name for name in SHEET if name in figures.rows]:
         _sheet(workshop, sheet, folder / "pictures.png")
         drawn["pictures.png"] = "Equal captions and noise in every column"
@@ -90,7 +90,8 @@ def _by_steps(figures: Figures) -> Figure | None:
         lines["distilled"] = _series({1.0: one})
     if len(lines) < 2:
         return None
-    return line_plot(lines, x_label="steps", y_label="Fréchet distance")
+    figure = line_plot(lines, x_label="steps", y_label="Fréchet distance", log_x=True, log_y=True)
+    return _ticks(figure, x=STEPS, y=(3, 10, 30))
 
 
 def _by_guidance(figures: Figures) -> Figure | None:
@@ -123,18 +124,29 @@ def _by_samples(workshop: Workshop, figures: Figures) -> Figure | None:
             lines[label] = _series(found)
     if len(lines) < 2:
         return None
-    return line_plot(
+    figure = line_plot(
         lines, x_label="samples trained on", y_label="Fréchet distance, one step", log_x=True
     )
+    return _ticks(figure, x=[int(count) for count in next(iter(lines.values()))[0]])
 
 
-def _by_setting(workshop: Workshop, figures: Figures) -> Figure | None:
-    bars = {}
-    for item in workshop.study.items:
-        if isinstance(item, Student) and "2rf" in item.name:
-            one = figures.of(f"flow-{item.name}", "error:1")
-            if one is not None:
-                bars[item.name.removeprefix("2rf-")] = (one.mean, one.low, one.high)
+def _ticks(figure: Figure, x: Sequence[int], y: Sequence[int] = ()) -> Figure:
+    """Plain numbers on a logarithmic axis: those that were measured, and no others."""
+    (axes,) = figure.axes
+    axes.set_xticks(x, [str(tick) for tick in x])
+    axes.xaxis.set_minor_locator(NullLocator())
+    if y:
+        axes.set_yticks(y, [str(tick) for tick in y])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _by_setting(figures: Figures) -> Figure | None:
+    bars = {
+        label: (one.mean, one.low, one.high)
+        for name, label in REFLOWS.items()
+        if (one := figures.of(f"flow-{name}", "error:1")) is not None
+    }
     if len(bars) < 3:
         return None
     return bar_with_intervals(bars, x_label="one-step error, per dimension")

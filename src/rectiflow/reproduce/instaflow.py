@@ -161,27 +161,30 @@ def _fewer_samples(steps: int, teacher: Store) -> list[Item]:
     """The paper's recipe with a part of the samples, direct distillation, and what is faster."""
     found: list[Item] = []
     for share in SHARES:
-        flow, one, direct = (f"paper-{kind}-of-1-in-{share}" for kind in ("2rf", "one", "direct"))
-        pairs, short = _reflowed_pairs(flow, 2048), steps // share
-        found += [
-            Student(flow, TEACHER, teacher.name, (_reflow(short, **REUSE),)),
-            pairs,
-            Student(one, flow, pairs.name, (_distill(short),)),
-            Student(direct, TEACHER, teacher.name, (_distill(2 * short, **REUSE),)),
-            *(_flow(name, straight=False) for name in (one, direct)),
-            *(_at(name, 1, FEW, "teacher-at-25") for name in (one, direct)),
-        ]
-        for name, phase in (
-            ("reflow", _reflow(2 * short, **REUSE, **U_SHAPED, **MUON)),
-            ("direct", _distill(2 * short, **REUSE, **MUON)),
-        ):
-            student = f"muon-{name}-of-1-in-{share}"
-            found += [
-                Student(student, TEACHER, teacher.name, (phase,)),
-                _flow(student, straight=False),
-                _at(student, 1, FEW, "teacher-at-25"),
-            ]
+        short = steps // share
+        found += _short_chain(f"paper-{{}}-of-1-in-{share}", short, teacher)
+        found += _short_chain(f"muon-{{}}-of-1-in-{share}", short, teacher, **MUON)
+        name = f"muon-reflow-of-1-in-{share}"
+        phase = _reflow(2 * short, **REUSE, **U_SHAPED, **MUON)
+        found += [Student(name, TEACHER, teacher.name, (phase,)), *_short_rows(name)]
     return found
+
+
+def _short_chain(named: str, steps: int, teacher: Store, **more: Any) -> list[Item]:
+    flow, one, direct = (named.format(kind) for kind in ("2rf", "one", "direct"))
+    pairs = _reflowed_pairs(flow, 2048)
+    return [
+        Student(flow, TEACHER, teacher.name, (_reflow(steps, **REUSE, **more),)),
+        pairs,
+        Student(one, flow, pairs.name, (_distill(steps, **more),)),
+        Student(direct, TEACHER, teacher.name, (_distill(2 * steps, **REUSE, **more),)),
+        *_short_rows(one),
+        *_short_rows(direct),
+    ]
+
+
+def _short_rows(student: str) -> list[Item]:
+    return [_flow(student, straight=False), _at(student, 1, FEW, "teacher-at-25")]
 
 
 def _variations(steps: int, teacher: Store) -> list[Item]:

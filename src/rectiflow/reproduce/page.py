@@ -16,6 +16,7 @@ from rectiflow.reproduce import drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
 from rectiflow.reproduce.figures import Estimate, Figures
 from rectiflow.reproduce.instaflow import ALPHAS, OTHER_PAIRS, SEEDS, SHARES, TRAILING
+from rectiflow.reproduce.labels import OPTIONS, REFLOWS
 from rectiflow.reproduce.study import Store, Student, trained_samples
 from rectiflow.reproduce.workshop import Workshop
 
@@ -139,20 +140,6 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
     )
 
 
-OPTIONS = {
-    "2rf-start-exact": "exact start",
-    "2rf-time-u-shaped": "u-shaped times",
-    "2rf-time-logit-normal": "logit-normal times",
-    "2rf-time-grid": "only the time of one step",
-    "2rf-loss-huber": "pseudo-Huber",
-    "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features, a quarter of the samples",
-    "2rf-curation-longest": "without the tenth of longest pairs",
-    "2rf-curation-flip": "half of the pairs mirrored",
-    "2rf-coupling-annealed": "annealed from independent noise",
-    "2rf-optimizer-muon": "Muon for the hidden matrices",
-    "online": "pairs made on the fly, a quarter of the samples",
-}
-"""The paper's reflow with one setting changed, beside `paper-2rf-0`."""
 FIGURES = "figures.json"
 """The page's figures, in the folder of its pictures."""
 K = (1, 2, 4, 8)
@@ -223,14 +210,8 @@ def _seeds_table(figures: Figures) -> str:
 
 def _variations_table(workshop: Workshop, figures: Figures) -> str:
     """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
-    labels = {
-        **{f"paper-2rf-{seed}": f"the paper's recipe (seed {seed})" for seed in SEEDS},
-        **OPTIONS,
-        "2rf-0": "exact start, u-shaped times",
-        "emoji-2rf": "as shipped, likewise",
-    }
     rows = []
-    for name, label in labels.items():
+    for name, label in REFLOWS.items():
         row = f"flow-{name}"
         if row not in figures.rows:
             continue
@@ -318,8 +299,9 @@ def _budget_table(workshop: Workshop, figures: Figures) -> str:
             (f"{words}, one in {share}", [f"muon-{kind}-of-1-in-{share}"])
             for share in SHARES
             for kind, words in (
+                ("one", "the paper's recipe with Muon"),
                 ("reflow", "reflow alone, u-shaped times, Muon"),
-                ("direct", "direct distillation, Muon"),
+                ("direct", "direct distillation with Muon"),
             )
         ),
         ("exact start, u-shaped times", ["one-0"]),
