@@ -42,8 +42,8 @@ def test_no_time_says_what_is_missing(run: Run, tmp_path: Path) -> None:
 
 def test_only_some_of_it(run: Run, tmp_path: Path) -> None:
     words = ("-o", tmp_path / "work", "--page", tmp_path / "page.md", "--max-minutes", 0, "--json")
-    done = run("reproduce", "instaflow", "--only", "teacher", "--only", "one", *words)
-    expected = [item.name for item in instaflow("small").only(["teacher", "one"])]
+    done = run("reproduce", "instaflow", "--only", "teacher", "--only", "paper-one", *words)
+    expected = [item.name for item in instaflow("small").only(["teacher", "paper-one"])]
     assert done.data["missing"] == expected and len(expected) < len(instaflow("small").items)
 
 
