@@ -101,8 +101,8 @@ The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were made 
 samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv 2309.06380) in the size of
 a world of emoji: signs and rankings can be compared with the paper's, figures cannot.
 
-*The paper's recipe* is what it does, not its sizes: re-used weights, uniform times, L2, AdamW. Rates
-and batches are this project's, and pairs of the 2-rectified flow are made without guidance.
+*The paper's recipe* is what it does, not its sizes: re-used weights, uniform times, L2, AdamW.
+Rates and batches are this project's, and pairs of the 2-rectified flow are made without guidance.
 *Fréchet distance* is that of two Gaussians in the features of `emoji-clip`, between pictures drawn
 for held-out captions (the first 1000 of a row, where it has more) and 5000 true pictures; it is not
 FID, and depends on the number of pictures.
