@@ -42,9 +42,23 @@ def mean(value: float, error: float = ERROR) -> dict[str, Any]:
     return {"mean": value, "standard_error": error, "interval": ends}
 
 
-def pictures(frechet: float, likeness: dict[str, float] | None = None, **more: Any) -> Row:
-    """A row of pictures with a Fréchet distance, and distances to other rows' pictures."""
+def pictures(
+    frechet: float,
+    likeness: dict[str, float] | None = None,
+    recognised: float | None = None,
+    **more: Any,
+) -> Row:
+    """A row of pictures with a Fréchet distance, and distances to other rows' pictures.
+
+    The judge recognises this share of 100 emoji, the first of them; or was not asked.
+    """
     near = likeness or {}
+    columns = {f"likeness:{name}": spread(value, 0.0001) for name, value in near.items()}
+    if recognised is not None:
+        columns["emoji"] = (np.arange(100) < 100 * recognised).astype(float)
+        ends = [recognised - 0.1, recognised + 0.1]
+        keys = ("emoji", "background", "count")
+        more["judge"] = dict.fromkeys(keys, recognised) | {"interval": dict.fromkeys(keys, ends)}
     return {
         "n": 1000,
         "num_inference_steps": 1,
@@ -59,7 +73,7 @@ def pictures(frechet: float, likeness: dict[str, float] | None = None, **more: A
         "clip_score": mean(0.5, 0.01),
         "likeness": {name: mean(value, 0.0001) for name, value in near.items()},
         "model": "m",
-        SAMPLES: {f"likeness:{name}": spread(value, 0.0001) for name, value in near.items()},
+        SAMPLES: columns,
         **more,
     }
 

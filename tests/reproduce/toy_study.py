@@ -14,7 +14,7 @@ from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.evaluate.emoji_models import load_clip
 from rectiflow.evaluate.picture_quality import reference_statistics
 from rectiflow.models.load import WEIGHTS
-from rectiflow.reproduce.study import Flow, Item, Pictures, Settings, Store, Student, Study
+from rectiflow.reproduce.study import CLIP, Flow, Item, Pictures, Settings, Store, Student, Study
 from rectiflow.reproduce.workshop import Workshop
 from tests.tiny_sd import tiny_sd
 
@@ -67,11 +67,11 @@ def toy(teacher: Path) -> Study:
 
 def workshop(teacher: Path, folder: Path) -> Workshop:
     """A place to work at it; of true pictures a few stand for all, since all take a minute."""
-    reference = folder / "reference.safetensors"
-    if not reference.is_file():
+    place = Workshop(toy(teacher), folder, torch.float32)
+    if not place.reference.is_file():
         seeds = range(HELD_OUT, HELD_OUT + 8)
-        reference_statistics(load_clip(WEIGHTS / "emoji-clip"), seeds).save(reference)
-    return Workshop(toy(teacher), folder, torch.float32)
+        reference_statistics(load_clip(WEIGHTS / CLIP), seeds).save(place.reference)
+    return place
 
 
 def names(items: Sequence[Item]) -> list[str]:

@@ -16,7 +16,7 @@ from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.reproduce.figures import Estimate, Figures
 from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES
-from rectiflow.reproduce.labels import REFLOWS
+from rectiflow.reproduce.labels import REFLOWS, by_seed
 from rectiflow.reproduce.measuring import pictures
 from rectiflow.reproduce.study import trained_samples
 from rectiflow.reproduce.workshop import Workshop
@@ -145,7 +145,7 @@ def _by_setting(figures: Figures) -> Figure | None:
     bars = {
         label: (one.mean, one.low, one.high)
         for name, label in REFLOWS.items()
-        if (one := figures.of(f"flow-{name}", "error:1")) is not None
+        if (one := figures.over([f"flow-{seed}" for seed in by_seed(name)], "error:1")) is not None
     }
     if len(bars) < 3:
         return None

@@ -94,10 +94,11 @@ class Figures:
         kind, _, key = figure.partition(":")
         match kind:
             case "frechet":
-                first = row["frechet_of_first"]
-                return Estimate(first["value"], _jackknife_half(first["left_out"]))
+                value = row["frechet_of_first"]["value"]
+                return Estimate(value, _jackknife_half(self._left_out(name, figure)))
             case "frechet_of_all":
-                return Estimate(row["frechet_emoji_clip"], _jackknife_half(row["frechet_left_out"]))
+                value = row["frechet_emoji_clip"]
+                return Estimate(value, _jackknife_half(self._left_out(name, figure)))
             case "emoji" | "background" | "count":
                 if "judge" not in row:
                     return None
@@ -144,12 +145,21 @@ class Figures:
             gaps.append(Estimate(one.mean - other.mean, 0.0))
         return over_seeds(gaps)
 
+    def _left_out(self, name: str, figure: str) -> list[float]:
+        """A Fréchet distance without each of its parts."""
+        row = self.rows[name]
+        found: list[float] = (
+            row["frechet_of_first"]["left_out"] if figure == "frechet" else row["frechet_left_out"]
+        )
+        return found
+
     def _paired(self, cell: Cell, other: Cell) -> Estimate:
         """The difference of two rows' means, from the differences of their samples."""
-        if cell[1] == "frechet":
-            a, b = (self.rows[name]["frechet_of_first"] for name, _ in (cell, other))
-            gaps = np.subtract(a["left_out"], b["left_out"]).tolist()
-            return Estimate(a["value"] - b["value"], _jackknife_half(gaps))
+        if cell[1] in ("frechet", "frechet_of_all"):
+            a, b = (self._left_out(*one) for one in (cell, other))
+            one, two = self.of(*cell), self.of(*other)
+            assert one is not None and two is not None
+            return Estimate(one.mean - two.mean, _jackknife_half(np.subtract(a, b).tolist()))
         one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
         n = min(len(one), len(two))
         found = described(one[:n] - two[:n])

@@ -3,8 +3,9 @@
 The paper's recipe re-uses the teacher's weights under another meaning, draws times uniformly and
 compares velocities by L2. Its students are called `paper-…` here, and `2rf-…` are reflowed with one
 setting of it changed; `2rf-0`, `one-0` and `direct-0` keep the field that the teacher defines
-exactly and draw u-shaped times, as those that ship. A student and what it is compared with see the
-same number of training samples.
+exactly and draw u-shaped times. Those that ship (`emoji-…`) are the paper's with pseudo-Huber and
+Muon, trained for longer. A student and what it is compared with see the same number of training
+samples.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ COMMON: Settings = {
 REUSE: Settings = {"start": "reuse"}
 U_SHAPED: Settings = {"time_law": "u_shaped"}
 MUON: Settings = {"muon_learning_rate": 5e-4}
+HUBER: Settings = {"loss": "pseudo_huber"}
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -103,6 +105,7 @@ def _small() -> Study:
         Student(one, flow, pairs.name, (_distill(steps),)),
         Student(direct, TEACHER, teacher.name, (_distill(2 * steps, **REUSE),)),
         Flow("flow-teacher", TEACHER, GUIDANCE, 128),
+        Flow("flow-teacher-alpha-1", TEACHER, 1.0, 128),
         Flow(f"flow-{flow}", flow, 1.0, 128),
         _teacher_at(STEPS, 500),
         *(_at(name, 1, 500, "teacher-at-25") for name in (flow, one, direct)),
@@ -194,15 +197,22 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
         "time-u-shaped": U_SHAPED,
         "time-logit-normal": {"time_law": "logit_normal"},
         "time-grid": {"time_law": "grid"},
-        "loss-huber": {"loss": "pseudo_huber"},
+        "loss-huber": HUBER,
         "curation-longest": {"drop_longest": 0.1},
         "curation-flip": {"flip": 0.5},
         "coupling-annealed": {"anneal_steps": steps // 2},
         "optimizer-muon": MUON,
+        "huber-muon": HUBER | MUON,
+    }
+    # What those that ship rest on is seen with other seeds as well.
+    again = {
+        f"{name}-{seed}": changed[name] | {"seed": seed}
+        for name in ("huber-muon", "loss-huber", "optimizer-muon")
+        for seed in SEEDS[1:]
     }
     return [
         item
-        for name, settings in changed.items()
+        for name, settings in (changed | again).items()
         for item in _varied(name, steps, teacher, settings)
     ]
 
@@ -222,7 +232,7 @@ def _further_students(steps: int, teacher: Store) -> list[Item]:
         "decay_steps": steps // 16,
     }
     return [
-        Student("k-step", flow, pairs.name, (_distill(steps // 2, **few),)),
+        Student("k-step", flow, pairs.name, (_distill(steps, **few),)),
         *(_at("k-step", k, FEW, "teacher-at-25", judged=0) for k in K_STEPS),
         *(_at(one, k, FEW, "teacher-at-25", judged=0) for k in K_STEPS[1:]),
         Student("online", TEACHER, None, (COMMON | REUSE | online,)),
@@ -307,6 +317,7 @@ def _rows() -> list[Item]:
 
     return [
         Flow("flow-teacher", TEACHER, GUIDANCE),
+        Flow("flow-teacher-alpha-1", TEACHER, 1.0),
         _flow("emoji-2rf", num=256),
         *(_flow(name, straight=False) for name in ("emoji-instaflow", "emoji-direct")),
         _teacher_at(STEPS, NUM, JUDGED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.evaluate.picture_quality import draw, reference_statistics, score_pictures
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.models.prompts import Conditioning
-from rectiflow.reproduce.study import Flow, Pictures, Store
+from rectiflow.reproduce.study import CLIP, Flow, Pictures, Store
 from rectiflow.reproduce.training import captions
 from rectiflow.straighten import monitor
 from rectiflow.straighten.reading import PairStore
@@ -48,7 +49,7 @@ def measure_pictures(workshop: Workshop, row: Pictures) -> None:
     model = load(workshop.model(row.model), dtype=workshop.dtype)
     drawn = _drawn(workshop, row, model)
     seeds = range(HELD_OUT, HELD_OUT + row.num)
-    clip = load_clip(WEIGHTS / "emoji-clip")
+    clip = load_clip(WEIGHTS / CLIP)
     reference = _reference(workshop)
     scores = score_pictures(drawn, seeds, clip=clip, reference=reference, judged=row.judged)
     first = frechet_estimate(image_features(clip, drawn[:COMPARED]), reference)
@@ -72,7 +73,16 @@ def measure_pictures(workshop: Workshop, row: Pictures) -> None:
 
 
 def _drawn(workshop: Workshop, row: Pictures, model: FlowModel) -> NDArray[np.uint8]:
-    """A row's pictures, `CHUNK` at a time; those that a killed process has kept are taken up."""
+    """A row's pictures, `CHUNK` at a time; those that a killed process has kept are taken up.
+
+    Unless the row, or the model that drew them, has changed since.
+    """
+    folder, now = workshop.pictures(row.name), workshop.fingerprints[row.name]
+    mark = folder / "fingerprint.txt"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != now:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        mark.write_text(now, encoding="utf-8")
     if row.spacing is not None:
         model.pipeline.scheduler.register_to_config(timestep_spacing=row.spacing)
     with remembering_prompts(model):
@@ -163,11 +173,11 @@ def _distances(drawn: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np
 
 def _reference(workshop: Workshop) -> GaussianStatistics:
     """The statistics of true pictures; computed once for a folder."""
-    file = workshop.folder / "reference.safetensors"
+    file = workshop.reference
     if file.is_file():
         return GaussianStatistics.load(file)
     seeds = range(HELD_OUT, HELD_OUT + REFERENCE)
-    found = reference_statistics(load_clip(WEIGHTS / "emoji-clip"), seeds)
+    found = reference_statistics(load_clip(WEIGHTS / CLIP), seeds)
     found.save(file)
     return found
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rectiflow._version import __version__
-from rectiflow.reproduce import drawings
-from rectiflow.reproduce.claims import Verdict, all_claims, seeded, shown
-from rectiflow.reproduce.figures import Estimate, Figures
-from rectiflow.reproduce.instaflow import ALPHAS, OTHER_PAIRS, SEEDS, SHARES, TRAILING
-from rectiflow.reproduce.labels import OPTIONS, REFLOWS
-from rectiflow.reproduce.study import Store, Student, trained_samples
+from rectiflow.reproduce import budget, drawings
+from rectiflow.reproduce.claims import Verdict, all_claims, seeded
+from rectiflow.reproduce.figures import Figures
+from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, OTHER_PAIRS, SHARES, TRAILING
+from rectiflow.reproduce.labels import OPTIONS, REFLOWS, by_seed
+from rectiflow.reproduce.measuring import COMPARED, FEW_STEPS
+from rectiflow.reproduce.study import Store, Student
+from rectiflow.reproduce.tables import table, value
 from rectiflow.reproduce.workshop import Workshop
 
 
@@ -42,7 +44,7 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
         _seeds_table(figures),
         _variations_table(workshop, figures),
         _pairs_table(workshop, figures),
-        _budget_table(workshop, figures),
+        budget.section(workshop.study, figures),
         _not_run(workshop),
     ]
     claims = {
@@ -77,14 +79,6 @@ def _replace(file: Path, text: str) -> None:
     unfinished.replace(file)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; empty if it has no rows."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    if not lines:
-        return ""
-    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines])
-
-
 def _head(workshop: Workshop) -> str:
     study = workshop.study
     students = [item for item in study.items if isinstance(item, Student)]
@@ -117,12 +111,6 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
     return "## The paper's claims\n\n" + table(("claim", "published", "here", "by"), rows)
 
 
-def _value(value: Estimate | None, digits: int = 2, factor: float = 1) -> str:
-    if value is None:
-        return "–"
-    return shown(value.scaled(factor), digits)
-
-
 def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """A row of pictures' figures, of one model or of several seeds; None if none is there."""
     there = [name for name in names if name in figures.rows]
@@ -134,17 +122,16 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
         str(first["num_inference_steps"]),
         str(first["n"]),
         str(len(there)),
-        _value(figures.over(there, "frechet")),
-        _value(figures.over(there, "frechet_of_all")) if first["n"] > 1000 else "",
-        _value(figures.over(there, "clip_score"), 3),
-        *(_value(figures.over(there, key), 1, 100) for key in ("emoji", "background", "count")),
-        _value(figures.over(there, "likeness:teacher-at-25"), 1, 1e3),
+        value(figures.over(there, "frechet")),
+        value(figures.over(there, "frechet_of_all")) if first["n"] > COMPARED else "",
+        value(figures.over(there, "clip_score"), 3),
+        *(value(figures.over(there, key), 1, 100) for key in ("emoji", "background", "count")),
+        value(figures.over(there, "likeness:teacher-at-25"), 1, 1e3),
     )
 
 
 FIGURES = "figures.json"
 """The page's figures, in the folder of its pictures."""
-K = (1, 2, 4, 8)
 QUALITY = (
     "model",
     "steps",
@@ -194,8 +181,8 @@ def _seeds_table(figures: Figures) -> str:
             for share in SHARES
             for kind, words in (("one", "the paper's recipe"), ("direct", "direct distillation"))
         },
-        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in K},
-        **{f"paper-one-0-at-{k}": "one-step student, seed 0" for k in K[1:]},
+        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in K_STEPS},
+        **{f"paper-one-0-at-{k}": "one-step student, seed 0" for k in K_STEPS[1:]},
         "stacked-at-1": "distilled, stacked, after reflow",
         "single-direct-at-1": "distilled, single, without reflow",
         "stacked-direct-at-1": "distilled, stacked, without reflow",
@@ -214,20 +201,22 @@ def _variations_table(workshop: Workshop, figures: Figures) -> str:
     """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
     rows = []
     for name, label in REFLOWS.items():
-        row = f"flow-{name}"
-        if row not in figures.rows:
+        there = [row for one in by_seed(name) if (row := f"flow-{one}") in figures.rows]
+        if not there:
             continue
         student = workshop.study.item(name)
         assert isinstance(student, Student)
-        errors = [_value(figures.of(row, f"error:{k}"), 3) for k in (1, 2, 4, 8)]
-        straight = _value(figures.of(row, "straightness"), 4)
-        cost = _value(figures.of(row, "transport_cost"), 3)
-        rows.append((label, str(student.samples), straight, cost, *errors))
-    if teacher := figures.of("flow-teacher", "straightness"):
-        cost = _value(figures.of("flow-teacher", "transport_cost"), 3)
-        rows.insert(0, ("the teacher, α 5", "–", _value(teacher, 4), cost, *4 * ("–",)))
-    steps = [f"error, {k} step{'s' * (k > 1)}" for k in K]
-    text = table(("reflow", "samples", "S(Z)", "transport cost", *steps), rows)
+        errors = [value(figures.over(there, f"error:{k}"), 3) for k in FEW_STEPS]
+        straight = value(figures.over(there, "straightness"), 4)
+        cost = value(figures.over(there, "transport_cost"), 3)
+        rows.append((label, str(student.samples), str(len(there)), straight, cost, *errors))
+    teachers = {"flow-teacher": "the teacher, α 5", "flow-teacher-alpha-1": "the teacher, α 1"}
+    for row, label in reversed(teachers.items()):
+        if straight_teacher := figures.of(row, "straightness"):
+            cost = value(figures.of(row, "transport_cost"), 3)
+            rows.insert(0, (label, "–", "1", value(straight_teacher, 4), cost, *4 * ("–",)))
+    steps = [f"error, {k} step{'s' * (k > 1)}" for k in FEW_STEPS]
+    text = table(("reflow", "samples", "seeds", "S(Z)", "transport cost", *steps), rows)
     if not text:
         return ""
     return f"""## Reflow, one setting at a time
@@ -246,15 +235,18 @@ def _options(figures: Figures) -> str:
     for k in (1, 8):
         said: dict[str, list[str]] = {"less": [], "more": [], "even": []}
         for name, words in OPTIONS.items():
-            gap = figures.difference(
-                [(f"flow-{name}", f"error:{k}")], [("flow-paper-2rf-0", f"error:{k}")]
+            cells, others = (
+                [(f"flow-{one}", f"error:{k}") for one in by_seed(student)]
+                for student in (name, "paper-2rf-0")
             )
+            gap = figures.difference(cells, others)
             if gap is not None:
                 kind = "less" if gap.high < 0 else "more" if gap.low > 0 else "even"
-                said[kind].append(f"{words} ({gap.mean:+.4f} ± {gap.half:.4f})")
+                seeds = f", {gap.n} seeds" if gap.n > 1 else ""
+                said[kind].append(f"{words} ({gap.mean:+.4f} ± {gap.half:.4f}{seeds})")
         if not any(said.values()):
             continue
-        start = f"Beside the paper's recipe of the same training seed, in {k} step{'s' * (k > 1)}"
+        start = f"Beside the paper's recipe of the same training seeds, in {k} step{'s' * (k > 1)}"
         parts = {"less": "err less", "more": "err more", "even": "are not told apart"}
         listed = "; ".join(f"{parts[key]}: {', '.join(said[key]) or 'none'}" for key in parts)
         lines.append(f"- {start} {listed}.")
@@ -276,57 +268,17 @@ def _pairs_table(workshop: Workshop, figures: Figures) -> str:
             (
                 str(store.num),
                 str(store.guidance_scale),
-                _value(figures.of(flow, "straightness"), 4),
-                _value(figures.of(flow, "transport_cost"), 3),
-                _value(figures.of(row, "frechet")),
-                _value(figures.of(row, "clip_score"), 3),
+                value(figures.of(flow, "straightness"), 4),
+                value(figures.of(flow, "transport_cost"), 3),
+                *(value(figures.of(flow, f"error:{k}"), 3) for k in (1, 8)),
+                value(figures.of(row, "frechet")),
+                value(figures.of(row, "clip_score"), 3),
             )
         )
-    head = ("pairs", "their α", "S(Z)", "transport cost", "Fréchet distance, 8 steps", "CLIP score")
+    head = ("pairs", "their α", "S(Z)", "transport cost", "error, 1 step", "error, 8 steps")
+    head += ("Fréchet distance, 8 steps", "CLIP score")
     text = table(head, rows)
     return f"## Reflow on other pairs of the teacher\n\n{text}" if text else ""
-
-
-def _budget_table(workshop: Workshop, figures: Figures) -> str:
-    """How few samples our options need for the error of the paper's recipe."""
-    kinds: tuple[tuple[str, list[str]], ...] = (
-        ("the paper's recipe", [f"paper-one-{seed}" for seed in SEEDS]),
-        ("… without reflow", [f"paper-direct-{seed}" for seed in SEEDS]),
-        *(
-            (f"{words}, one in {share} of the samples", [f"paper-{kind}-of-1-in-{share}"])
-            for share in SHARES
-            for kind, words in (("one", "the paper's recipe"), ("direct", "… without reflow"))
-        ),
-        *(
-            (f"{words}, one in {share}", [f"muon-{kind}-of-1-in-{share}"])
-            for share in SHARES
-            for kind, words in (
-                ("one", "the paper's recipe with Muon"),
-                ("reflow", "reflow alone, u-shaped times, Muon"),
-                ("direct", "direct distillation with Muon"),
-            )
-        ),
-        ("exact start, u-shaped times", ["one-0"]),
-        ("… without reflow", ["direct-0"]),
-        ("`emoji-instaflow`", ["emoji-instaflow"]),
-        ("… without reflow", ["emoji-direct"]),
-    )
-    rows = []
-    for label, names in kinds:
-        error = figures.over([f"flow-{name}" for name in names], "error:1")
-        distance = figures.over([f"{name}-at-1" for name in names], "frechet")
-        if error is not None:
-            total = trained_samples(workshop.study, names[0])
-            rows.append((label, str(total), _value(error, 4), _value(distance)))
-    text = table(("one-step student", "samples", "one-step error", "Fréchet distance"), rows)
-    if not text:
-        return ""
-    return f"""## Fewer samples for the same error
-
-The error is that of one step against the teacher's own latents on the held-out pairs, as above;
-samples are those of all training since the teacher.
-
-{text}"""
 
 
 def _not_run(workshop: Workshop) -> str:

@@ -7,10 +7,12 @@ one study, each making what is ready and not yet there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Settings = dict[str, Any]
+CLIP = "emoji-clip"
+"""In whose features pictures are compared."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,18 @@ class Student:
         begins: A model, or the name of a student.
         pairs: The name of a store; None for a student that makes its own.
         phases: Settings of `StraightenConfig` for each.
-        needed: Names of whatever else must be there.
     """
 
     name: str
     begins: str
     pairs: str | None
     phases: tuple[Settings, ...]
-    needed: tuple[str, ...] = ()
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The names of what must be there before."""
-        return (self.begins, *((self.pairs,) if self.pairs else ()), *self.needed)
+        judges = {phase["lpips_weights"] for phase in self.phases if "lpips_weights" in phase}
+        return (self.begins, *((self.pairs,) if self.pairs else ()), *sorted(judges))
 
     @property
     def samples(self) -> int:
@@ -99,7 +100,7 @@ class Pictures:
     @property
     def needs(self) -> tuple[str, ...]:
         """The names of what must be there before."""
-        return (self.model, *self.against)
+        return (self.model, *self.against, CLIP)
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,11 @@ class Study:
         name: Of the paper.
         size: How much of it.
         items: All of them.
-        facts: What the page says of its sizes.
     """
 
     name: str
     size: Literal["small", "full"]
     items: tuple[Item, ...]
-    facts: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [item.name for item in self.items]

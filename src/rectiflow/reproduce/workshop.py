@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from rectiflow.errors import InputError
-from rectiflow.reproduce.study import Flow, Item, Pictures, Store, Student, Study
+from rectiflow.models.load import WEIGHTS
+from rectiflow.reproduce.study import CLIP, Flow, Item, Pictures, Store, Student, Study
 
 WAIT = 2.0
 """Seconds until a process looks again whether another has finished what it needs."""
@@ -66,18 +66,21 @@ class Workshop:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """What every item follows from, by name: itself, and the fingerprints of what it needs."""
+        """What every item follows from, by name: itself, and the fingerprints of what it needs.
+
+        Those of models from elsewhere follow from their weights, where these lie in a folder.
+        """
         found: dict[str, str] = {}
 
-        def of(item: Item) -> str:
-            if item.name not in found:
-                needed = [self.study.item(name) for name in item.needs]
-                parts = [repr(item), *(of(other) for other in needed if other is not None)]
-                found[item.name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-            return found[item.name]
+        def of(name: str) -> str:
+            if name not in found:
+                item = self.study.item(name)
+                parts = [repr(item), *map(of, item.needs)] if item else _weights(name)
+                found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            return found[name]
 
         for item in self.study.items:
-            of(item)
+            of(item.name)
         return found
 
     def there(self, item: Item) -> bool:
@@ -134,18 +137,33 @@ class Workshop:
         Raises:
             InputError: It took long to make, and is left as it is.
         """
-        if isinstance(item, Store | Student):
+        if isinstance(item, Store | Student) and self.path(item).exists():
             raise InputError(
                 f"{self.path(item)} was made when it, or what it is made from, was described "
                 "otherwise: remove it, or give another folder with -o"
             )
         self.path(item).unlink(missing_ok=True)
-        shutil.rmtree(self.pictures(item.name), ignore_errors=True)
         self._mark(item).unlink()
 
     def pictures(self, row: str) -> Path:
         """The folder of a row's pictures."""
         return self.folder / "pictures" / row
+
+    @property
+    def reference(self) -> Path:
+        """The statistics of true pictures in the features that rows are measured in."""
+        return self.folder / f"reference-{self.fingerprints[CLIP][:12]}.safetensors"
+
+    def lock(self, name: str, timeout: float = -1) -> FileLock:
+        """What keeps other processes from an item, or from the page.
+
+        Args:
+            name: Of it.
+            timeout: Seconds until `filelock.Timeout` is raised where another has it; below 0 never.
+        """
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{name}.lock", timeout=timeout)
 
     def work(
         self,
@@ -180,13 +198,11 @@ class Workshop:
         self, waiting: Sequence[Item], left: float | None, told: Callable[[str], None]
     ) -> bool | None:
         """Make the first item that is ready and free, None if there is none; whether it is done."""
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
         for item in waiting:
             if not self.ready(item):
                 continue
             try:
-                with FileLock(locks / f"{item.name}.lock", timeout=0):
+                with self.lock(item.name, timeout=0):
                     if self.there(item):
                         return True
                     started = time.perf_counter()
@@ -198,6 +214,13 @@ class Workshop:
             except Timeout:
                 continue
         return None
+
+
+def _weights(name: str) -> list[str]:
+    """What a model from elsewhere is told by: its name, and its weights if they are in a folder."""
+    folder = WEIGHTS / name if (WEIGHTS / name).is_dir() else Path(name)
+    files = sorted(folder.rglob("*.safetensors"))
+    return [name, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
 
 
 def check_folder(folder: Path, study: Study, dtype: torch.dtype) -> None:

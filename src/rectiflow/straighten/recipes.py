@@ -198,7 +198,8 @@ def _toy() -> Recipe:
 
 def _emoji() -> Recipe:
     common: dict[str, Any] = {
-        "start": "exact",
+        "start": "reuse",
+        "loss": "pseudo_huber",
         "batch_size": 64,
         "learning_rate": 3e-4,
         "muon_learning_rate": 5e-4,
@@ -214,11 +215,9 @@ def _emoji() -> Recipe:
     }
     teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 8192)
     reflowed = PairPlan("reflow", "euler", 8, 1.0, 8192)
-    reflow = common | {"kind": "reflow", "steps": 1000, "decay_steps": 350, "time_law": "u_shaped"}
-    # One step at the noisy end, where the velocity is a small difference of large numbers, asks
-    # for a long way down.
-    distill = common | {"kind": "distill", "steps": 1200, "decay_steps": 600}
-    direct = distill | {"steps": 2200, "decay_steps": 1100}
+    reflow = common | {"kind": "reflow", "steps": 900, "decay_steps": 300}
+    distill = common | {"kind": "distill", "steps": 1300, "decay_steps": 500}
+    direct = distill | {"steps": 2200, "decay_steps": 800}
     pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "decode_chunk": 16}
     pictures |= {"steps": 48, "decay_steps": 24, "measure_every": 0}
     pictures |= {"learning_rate": 1e-4, "muon_learning_rate": 2e-4}
