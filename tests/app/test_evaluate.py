@@ -21,7 +21,7 @@ OWN = {
     "coco": "--data --make-data --split --ids --steps --guidance --solver --seed --batch-size "
     "--shard --clip --inception-weights",
     "inversion-error": "--steps --reference-steps --batch-size",
-    "straight-edits": "--steps --methods --batch-size",
+    "straight-edits": "--steps --methods --guidance --batch-size",
 }
 
 

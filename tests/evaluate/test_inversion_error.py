@@ -212,7 +212,7 @@ def test_the_command(folders: list[str], tmp_path: Path) -> None:
     [
         ({"models": []}, "models are none: give one or more"),
         ({"models": ["emoji-sd", "emoji-sd"]}, "each once"),
-        ({"steps": (10, 0)}, "steps has 0: give 1 or more"),
+        ({"steps": (10, 1)}, "steps has 1: give 2 or more"),
         ({"models": ["emoji-nothing"]}, "emoji-nothing"),
     ],
 )

@@ -15,7 +15,6 @@ from rectiflow.evaluate.emoji_models import Clip, draw_captions, load_clip
 from rectiflow.evaluate.metrics import clip_score
 from rectiflow.evaluate.picture_quality import (
     draw,
-    picture_quality,
     reference_statistics,
     score_pictures,
     true_pictures,
@@ -105,11 +104,6 @@ def test_true_pictures_are_better_than_two_steps_of_the_model(
     assert found["teacher_distance"]["clip"]["mean"] == pytest.approx(0, abs=1e-6)
     square = np.square((true_pictures(SEEDS).astype(float) - drawn) / 255).mean()
     assert best["teacher_distance"]["mse"]["mean"] == pytest.approx(square, rel=1e-5)
-    difference = true.minus(few_steps)
-    assert difference["clip_score"]["mean"] == pytest.approx(
-        best["clip_score"]["mean"] - found["clip_score"]["mean"]
-    )
-    assert difference["frechet_emoji_clip"]["high"] < 0 < difference["teacher_mse"]["low"]
     assert json.loads(json.dumps(best)) == best
 
 
@@ -117,7 +111,7 @@ def test_what_is_not_asked_for_is_not_there(clip: Clip, drawn: np.ndarray) -> No
     reference = reference_statistics(clip, range(2_000_000, 2_000_008))
     assert reference.count == 8
     pictures = [Image.fromarray(picture) for picture in drawn]
-    found = picture_quality(pictures, SEEDS, clip=clip, reference=reference, judged=0)
+    found = score_pictures(pictures, SEEDS, clip=clip, reference=reference, judged=0).summary()
     assert found["n"] == 6
     assert set(found) == {
         "n", "frechet_emoji_clip", "frechet_error", "frechet_left_out", "clip_score",
@@ -127,11 +121,11 @@ def test_what_is_not_asked_for_is_not_there(clip: Clip, drawn: np.ndarray) -> No
 def test_bad_input_is_refused(model: FlowModel, clip: Clip, drawn: np.ndarray) -> None:
     reference = reference_statistics(clip, SEEDS)
     with pytest.raises(InputError, match="6 pictures of 5 scenes"):
-        picture_quality(drawn, SEEDS[:5], clip=clip, reference=reference)
+        score_pictures(drawn, SEEDS[:5], clip=clip, reference=reference)
     with pytest.raises(InputError, match="do not pair up"):
-        picture_quality(drawn, SEEDS, clip=clip, reference=reference, teacher=drawn[:5])
+        score_pictures(drawn, SEEDS, clip=clip, reference=reference, teacher=drawn[:5])
     with pytest.raises(InputError, match="3 or more"):
-        picture_quality(drawn[:2], SEEDS[:2], clip=clip, reference=reference, judged=0)
+        score_pictures(drawn[:2], SEEDS[:2], clip=clip, reference=reference, judged=0)
     with pytest.raises(InputError, match="one or more"):
         as_array([])
     with pytest.raises(InputError, match="8 bits"):

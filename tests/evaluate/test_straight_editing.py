@@ -12,33 +12,17 @@ import torch
 
 from rectiflow.app.console import Session
 from rectiflow.app.inversion_error import straight_editing
-from rectiflow.emoji.caption import caption
-from rectiflow.emoji.scene import sample
 from rectiflow.errors import InputError
 from rectiflow.evaluate.inversion_plots import straight_plots
 from rectiflow.evaluate.straight_editing import (
     METHODS,
     evaluate_straight_editing,
-    measured_straightness,
     sentences,
 )
 from rectiflow.invert import get_preset
 from rectiflow.invert.features import check_controls
-from rectiflow.models.generate import initial_noise
-from rectiflow.straighten.coupling import Piece
-from rectiflow.straighten.monitor import Probe, measure
+from rectiflow.models.load import load
 from tests.tiny_sd import tiny_sd, tiny_sd_model
-
-
-def test_straightness_is_what_training_watches() -> None:
-    model, seeds = tiny_sd_model(), [2_000_000, 2_000_001, 2_000_002]
-    found = measured_straightness(model, 3, seeds[0], batch_size=2)
-    assert found.shape == (3,)
-    noise = initial_noise(model, seeds, 32, 32)
-    prompts = [caption(sample(seed)) for seed in seeds]
-    piece = Piece(noise, noise, prompts, torch.zeros(3), torch.ones(3))
-    expected = measure(model, Probe(piece, model.encode_prompt(prompts), paired=False))
-    assert found.mean() == pytest.approx(expected["straightness"], rel=1e-5)
 
 
 def test_methods_fit_a_network_without_joint_attention() -> None:
@@ -93,7 +77,7 @@ def test_the_command(folders: list[str], tmp_path: Path, monkeypatch: pytest.Mon
     assert "in 0 of 4 settings and farther in 0" in figures["sentences"][0]
     plots = {file.name for file in (tmp_path / "out").glob("*.svg")}
     assert plots == {f"straight-edits-{name}.svg" for name in straight_plots(figures)}
-    assert "straight-edits-target-flowedit.svg" in plots
+    assert {f"straight-edits-{kind}-flowedit.svg" for kind in ("target", "straightness")} <= plots
     assert "straight-edits-reconstruction-flowedit.svg" not in plots
 
     def never(*_: object, **__: object) -> None:
@@ -101,6 +85,15 @@ def test_the_command(folders: list[str], tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("rectiflow.evaluate.emoji_edits.invert_cases", never)
     assert run(folders, tmp_path / "out") == figures
+
+
+def test_without_guidance_a_step_of_an_edit_is_one_evaluation(folders: list[str]) -> None:
+    made = evaluate_straight_editing(
+        [load(folders[2])], steps=(2,), methods=("ddim",), guidance_scale=1.0, limit=2
+    )
+    assert made["guidance_scale"] == 1 and not made["paired"]
+    (entry,) = made["models"].values()
+    assert entry["steps"]["2"]["ddim"]["nfe"]["mean"] == 2 * 2
 
 
 def test_sentences_follow_from_the_figures() -> None:

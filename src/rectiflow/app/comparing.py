@@ -68,6 +68,10 @@ def straight_edits(
             show_default=False,
         ),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Of the target prompt.  [default: 1.5]", show_default=False),
+    ] = None,
     limit: Limit = None,
     output: Output = None,
     batch_size: BatchSize = None,
@@ -91,5 +95,6 @@ def straight_edits(
             limit=limit,
             steps=steps,
             methods=methods_in(methods),
+            guidance_scale=guidance,
             batch_size=batch_size,
         )

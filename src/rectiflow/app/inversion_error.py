@@ -35,7 +35,8 @@ def inversion_error(
     batch_size: int | None = None,
 ) -> None:
     """How wrong an inversion step is, in either coordinates; several models, on the same scenes."""
-    loaded = _loaded(models, dtype, device, output, steps)
+    # The one step of a way of one step leads to the end, where a diffusion model has no velocity.
+    loaded = _loaded(models, dtype, device, output, steps, at_least=2)
     from rectiflow.evaluate.inversion_error import (
         BATCH,
         LIMIT,
@@ -68,6 +69,7 @@ def straight_editing(
     limit: int | None = None,
     steps: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
     batch_size: int | None = None,
 ) -> None:
     """Edits by a teacher and what was straightened from it; an output folder is taken up again."""
@@ -75,6 +77,7 @@ def straight_editing(
     from rectiflow.evaluate.emoji_edits import BATCH
     from rectiflow.evaluate.inversion_plots import straight_plots
     from rectiflow.evaluate.straight_editing import (
+        GUIDANCE,
         LIMIT,
         METHODS,
         STEPS,
@@ -85,6 +88,7 @@ def straight_editing(
         loaded,
         steps=steps or STEPS,
         methods=methods or tuple(METHODS),
+        guidance_scale=GUIDANCE if guidance_scale is None else guidance_scale,
         limit=LIMIT if limit is None else limit,
         batch_size=batch_size or BATCH,
         folder=None if output is None else output / "parts",
@@ -101,13 +105,14 @@ def _loaded(
     device: str | None,
     output: Path | None,
     steps: Sequence[int] | None,
+    at_least: int = 1,
 ) -> list[FlowModel]:
     """The models, once everything else about the command is known to be right."""
     if not models or len(set(models)) < len(models):
         raise InputError(f"models are {', '.join(models) or 'none'}: give one or more, each once")
     for count in steps or ():
-        if count < 1:
-            raise InputError(f"steps has {count}: give 1 or more")
+        if count < at_least:
+            raise InputError(f"steps has {count}: give {at_least} or more")
     if output is not None:
         options.output_folder(output)
     return [options.load_model(name, dtype, device) for name in models]
@@ -150,9 +155,9 @@ def editing_text(figures: Mapping[str, Any]) -> str:
     """The table as it is printed, and what follows from it."""
     nothing, bound = (figures["references"][name]["mean"] for name in ("nothing", "bound"))
     lines = [
-        f"{figures['n']} edits; PSNR to the true target (doing nothing {nothing:.2f} dB, bound "
-        f"{bound:.2f} dB), squared error inside and outside the edit, PSNR of the round trip, "
-        "network samples"
+        f"{figures['n']} edits, guidance {figures['guidance_scale']}; PSNR to the true target "
+        f"(doing nothing {nothing:.2f} dB, bound {bound:.2f} dB), squared error inside and outside "
+        "the edit, PSNR of the round trip, network samples"
     ]
     for name, entry in figures["models"].items():
         s = entry["straightness"]

@@ -34,11 +34,25 @@ def flow_samples(
     guidance_scale: float = 1.0,
     batch_size: int = 50,
 ) -> dict[str, Column]:
-    """Straightness, curvature and transport costs of each trajectory; see `flow_quality`.
+    """How straight a model's flow is, and what it costs to move noise along it, per dimension.
+
+    All of the guided field: under guidance α it is `v_α` whose trajectories are followed and whose
+    velocity stands in S(Z). Of a diffusion model the field begins at `t_min` and so do S and
+    curvature; costs are between the noise itself and the data.
+
+    Args:
+        model: The field.
+        prompts: N of them.
+        seeds: Of the noise, one each.
+        num_inference_steps: Even steps of the accurate solution.
+        solver: Of the accurate solution.
+        guidance_scale: α, or the input of a network that takes the guidance as one.
+        batch_size: Rows through the network at a time, twice as many under guidance.
 
     Returns:
         `"straightness"`, `"curvature"` and the names of `flow.measure.COSTS`, float64 [N] each,
         in the order of the prompts. The same seeds and prompts of two models make pairs.
+        `flow.measure` has their equations.
 
     Raises:
         InputError: There is not one seed for each prompt, or fewer than two steps.
@@ -64,59 +78,6 @@ def flow_samples(
             for name, estimate in found.items():
                 rows.setdefault(name, []).append(estimate.samples.cpu())
     return {name: torch.cat(parts).numpy() for name, parts in rows.items()}
-
-
-def flow_quality(
-    model: FlowModel,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    num_inference_steps: int = 20,
-    solver: Solver | str = "midpoint",
-    guidance_scale: float = 1.0,
-    batch_size: int = 50,
-) -> dict[str, Any]:
-    """How straight a model's flow is, and what it costs to move noise along it, per dimension.
-
-    All of the guided field: under guidance α it is `v_α` whose trajectories are followed and whose
-    velocity stands in S(Z). Of a diffusion model the field begins at `t_min` and so do S and
-    curvature; costs are between the noise itself and the data.
-
-    Args:
-        model: The field.
-        prompts: N of them.
-        seeds: Of the noise, one each.
-        num_inference_steps: Even steps of the accurate solution.
-        solver: Of the accurate solution.
-        guidance_scale: α, or the input of a network that takes the guidance as one.
-        batch_size: Rows through the network at a time, twice as many under guidance.
-
-    Returns:
-        `{"n", "num_inference_steps", "solver", "guidance_scale", "straightness", "curvature",
-        "transport_cost": {"l2_squared", "l2", "log_cosh"}}`, each measure as by `described`.
-        `flow.measure` has their equations.
-
-    Raises:
-        InputError: As `flow_samples`.
-    """
-    samples = flow_samples(
-        model,
-        prompts,
-        seeds,
-        num_inference_steps=num_inference_steps,
-        solver=solver,
-        guidance_scale=guidance_scale,
-        batch_size=batch_size,
-    )
-    return {
-        "n": len(prompts),
-        "num_inference_steps": num_inference_steps,
-        "solver": solver if isinstance(solver, str) else solver.name,
-        "guidance_scale": guidance_scale,
-        "straightness": described(samples["straightness"]),
-        "curvature": described(samples["curvature"]),
-        "transport_cost": {cost: described(samples[cost]) for cost in COSTS},
-    }
 
 
 def described(values: ArrayLike) -> dict[str, Any]:

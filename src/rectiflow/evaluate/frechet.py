@@ -150,17 +150,6 @@ class FrechetEstimate:
         """
         return jackknife_error(self.left_out)
 
-    def minus(self, other: FrechetEstimate) -> dict[str, float]:
-        """This distance less another one's, of pictures of the same seeds, with its 95 % interval.
-
-        The parts are the same captions and the same noise in both, so what is common to both
-        drops out: the interval is narrower than the two apart would give.
-        """
-        pairs = zip(self.left_out, other.left_out, strict=True)
-        half = 1.96 * jackknife_error([one - two for one, two in pairs])
-        mean = self.value - other.value
-        return {"mean": mean, "low": mean - half, "high": mean + half}
-
 
 def frechet_estimate(
     features: ArrayLike, reference: GaussianStatistics, parts: int = PARTS

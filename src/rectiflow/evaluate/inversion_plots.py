@@ -82,7 +82,9 @@ def _at_steps(figure: Figure, counts: Iterable[int]) -> Figure:
 
 
 def straight_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
-    """Edits and round trips against the number of steps; lines are models, one plot a method."""
+    """Edits and round trips, one plot a method: against the number of steps, lines are models;
+    edits against straightness as well, lines are numbers of steps.
+    """
     models: Mapping[str, Any] = figures["models"]
     first = next(iter(models.values()))["steps"]
     methods = list(next(iter(first.values())))
@@ -109,4 +111,22 @@ def straight_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
                 plots[f"{value.removesuffix('_psnr')}-{method}"] = _at_steps(
                     figure, [int(n) for entry in models.values() for n in entry["steps"]]
                 )
+        if len(models) > 1:
+            plots[f"straightness-{method}"] = _against_straightness(
+                models, method, f"{labels['target_psnr']} ({method})"
+            )
     return plots
+
+
+def _against_straightness(models: Mapping[str, Any], method: str, label: str) -> Figure:
+    every = sorted(models.values(), key=lambda entry: float(entry["straightness"]["mean"]))
+    x = [entry["straightness"]["mean"] for entry in every]
+    lines = {}
+    for count in every[0]["steps"]:
+        points = [entry["steps"][count][method]["target_psnr"] for entry in every]
+        lines[f"{count} steps"] = (
+            x,
+            [point["mean"] for point in points],
+            [[point[end] for point in points] for end in ("low", "high")],
+        )
+    return line_plot(lines, x_label="S(Z) of the model, per dimension", y_label=label)

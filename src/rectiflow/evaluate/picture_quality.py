@@ -100,7 +100,7 @@ def true_pictures(seeds: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def reference_statistics(clip: Clip, seeds: Sequence[int]) -> GaussianStatistics:
-    """The statistics of the true pictures of scenes, which `picture_quality` compares with.
+    """The statistics of the true pictures of scenes, which `score_pictures` compares with.
 
     Take the held-out scenes whose captions are drawn, as COCO's own images stand beside pictures
     of their captions. `GaussianStatistics.save` keeps them, and `digest()` names them.
@@ -128,7 +128,17 @@ class PictureScores:
     """As `emoji_models.agreement`; empty if nothing was judged."""
 
     def summary(self) -> dict[str, Any]:
-        """What `picture_quality` returns."""
+        """Means and intervals of all of it.
+
+        Returns:
+            `{"n", "frechet_emoji_clip", "frechet_error", "frechet_left_out", "clip_score",
+            "judge", "teacher_distance": {"mse", "clip"}}`: the Fréchet distance in emoji-clip
+            features with its jackknife; the cosine of picture and caption; what the judge agrees
+            with, as `emoji_models.agreement` has it; the mean squared distance of pixels in
+            [0, 1] from the teacher's picture and the distance of the two in the CLIP's layers
+            (`metrics.feature_distance`, which is `losses.ClipDistance`). Means are as by
+            `described`; what was not asked for is not there.
+        """
         distance = {
             name.removeprefix("teacher_"): described(column)
             for name, column in self.columns.items()
@@ -144,19 +154,6 @@ class PictureScores:
             **({"teacher_distance": distance} if distance else {}),
         }
 
-    def minus(self, other: PictureScores) -> dict[str, dict[str, float]]:
-        """This model less another, on the same seeds: `{figure: {"mean", "low", "high"}}`.
-
-        Means of paired differences with their 95 % intervals, for `frechet_emoji_clip` and every
-        column that both have.
-        """
-        found = {"frechet_emoji_clip": self.frechet.minus(other.frechet)}
-        for name in self.columns.keys() & other.columns.keys():
-            one = described(self.columns[name] - other.columns[name])
-            low, high = one["interval"]
-            found[name] = {"mean": one["mean"], "low": low, "high": high}
-        return dict(sorted(found.items()))
-
 
 def score_pictures(
     pictures: Pictures,
@@ -167,7 +164,19 @@ def score_pictures(
     teacher: Pictures | None = None,
     judged: int = JUDGED,
 ) -> PictureScores:
-    """Measure pictures of the captions of scenes, one by one; arguments of `picture_quality`."""
+    """How good pictures of the captions of scenes are.
+
+    Args:
+        pictures: One for each seed, from `draw`; RGB, 64 × 64.
+        seeds: Of the scenes.
+        clip: `emoji-clip`.
+        reference: Of true pictures, by `reference_statistics`.
+        teacher: The teacher's own pictures of the same seeds; None leaves its distances out.
+        judged: How many of the first pictures the judge sees; 0 leaves him out.
+
+    Raises:
+        InputError: Numbers of pictures and seeds differ, or there are fewer than 3.
+    """
     drawn = as_array(pictures)
     if len(drawn) != len(seeds):
         raise InputError(f"{len(drawn)} pictures of {len(seeds)} scenes: give one each")
@@ -183,42 +192,6 @@ def score_pictures(
         answers = [agrees(v, scene) for v, scene in zip(verdicts, expected, strict=False)]
         columns |= {q: np.array([float(a[q]) for a in answers]) for q in QUESTIONS}
     return PictureScores(frechet_estimate(features, reference), columns, judgement)
-
-
-def picture_quality(
-    pictures: Pictures,
-    seeds: Sequence[int],
-    *,
-    clip: Clip,
-    reference: GaussianStatistics,
-    teacher: Pictures | None = None,
-    judged: int = JUDGED,
-) -> dict[str, Any]:
-    """How good pictures of the captions of scenes are.
-
-    Args:
-        pictures: One for each seed, from `draw`; RGB, 64 × 64.
-        seeds: Of the scenes.
-        clip: `emoji-clip`.
-        reference: Of true pictures, by `reference_statistics`.
-        teacher: The teacher's own pictures of the same seeds; None leaves `teacher_distance` out.
-        judged: How many of the first pictures the judge sees; 0 leaves `judge` out.
-
-    Returns:
-        `{"n", "frechet_emoji_clip", "frechet_error", "frechet_left_out", "clip_score", "judge",
-        "teacher_distance": {"mse", "clip"}}`: the Fréchet distance in emoji-clip features with its
-        jackknife; the cosine of picture and caption; what the judge agrees with, as
-        `emoji_models.agreement` has it; the mean squared distance of pixels in [0, 1] from the
-        teacher's picture and the distance of the two in the CLIP's layers
-        (`metrics.feature_distance`, which is `losses.ClipDistance`). Means are as by `described`.
-
-    Raises:
-        InputError: Numbers of pictures and seeds differ, or there are fewer than 3.
-    """
-    scores = score_pictures(
-        pictures, seeds, clip=clip, reference=reference, teacher=teacher, judged=judged
-    )
-    return scores.summary()
 
 
 def _teacher_distance(

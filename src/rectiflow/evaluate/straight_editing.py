@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.edits import EditCase
@@ -23,22 +22,17 @@ from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_parts import Part
 from rectiflow.evaluate.edit_scores import paired
 from rectiflow.evaluate.emoji_edits import BATCH, REPORTED_SEED, Benchmark, cases
+from rectiflow.evaluate.flow_quality import flow_samples
 from rectiflow.evaluate.inversion_error import estimate, kind
-from rectiflow.flow.measure import straightness
-from rectiflow.flow.solver import integrate
 from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.models.base import FlowModel
-from rectiflow.models.generate import initial_noise
-from rectiflow.models.guidance import GuidedVelocity
-from rectiflow.straighten.monitor import accurate_grid
 
 STEPS = (2, 4, 8, 15, 25)
 LIMIT = 48
-ACCURATE_STEPS = 20
 GUIDANCE = 1.5
-"""Of the target prompt: in the useful range of a 2-rectified flow (arXiv 2309.06380)."""
+"""Of the target prompt: InstaFlow's for a 2-rectified flow (arXiv 2309.06380)."""
 
-_PLAIN: dict[str, Any] = {"grid": "student", "guidance_scale": GUIDANCE}
+_PLAIN: dict[str, Any] = {"grid": "student"}
 METHODS: dict[str, Preset] = {
     # Euler's inversion on a diffusion model's timesteps is DDIM's at the time of the state.
     "euler": PRESETS["euler"].override(_PLAIN),
@@ -61,6 +55,7 @@ def evaluate_straight_editing(
     *,
     steps: Sequence[int] = STEPS,
     methods: Sequence[str] = tuple(METHODS),
+    guidance_scale: float = GUIDANCE,
     limit: int = LIMIT,
     first_seed: int = REPORTED_SEED,
     batch_size: int = BATCH,
@@ -72,6 +67,7 @@ def evaluate_straight_editing(
         models: a teacher first, and what was straightened from it.
         steps: numbers of steps of a whole way.
         methods: names of `METHODS`.
+        guidance_scale: of the target prompt, for every model.
         limit: edits, and trajectories that S(Z) is measured on.
         first_seed: of the edits.
         batch_size: edits at a time.
@@ -91,7 +87,10 @@ def evaluate_straight_editing(
     for name in methods:
         if name not in METHODS:
             raise InputError(f"no method {name!r}; there are: {', '.join(METHODS)}")
+    presets = {name: METHODS[name].override({"guidance_scale": guidance_scale}) for name in methods}
     edits = cases(limit, first_seed)
+    seeds = range(first_seed, first_seed + limit)
+    captions = [caption(sample(seed)) for seed in seeds]
     rows: dict[str, dict[str, Part]] = {}
     found: dict[str, Any] = {}
     references: dict[str, Any] = {}
@@ -104,18 +103,19 @@ def evaluate_straight_editing(
         for count in steps:
             by_steps[str(count)] = {
                 name: _figures(part, edits)
-                for name, part in _parts(bench, edits, methods, count, rows[model.name])
+                for name, part in _parts(bench, edits, presets, count, rows[model.name])
             }
+        flow = flow_samples(model, captions, seeds, batch_size=batch_size)
         found[model.name] = {
             "kind": kind(model),
             "weight_hash": model.weight_hash,
-            "straightness": estimate(measured_straightness(model, limit, first_seed, batch_size)),
+            "straightness": estimate(flow["straightness"]),
             "steps": by_steps,
         }
     figures: dict[str, Any] = {
         "n": len(edits),
         "seeds": [edits[0].seed, edits[-1].seed],
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": guidance_scale,
         "references": references,
         "models": found,
         "paired": _paired(rows),
@@ -124,34 +124,18 @@ def evaluate_straight_editing(
     return figures
 
 
-def measured_straightness(
-    model: FlowModel, limit: int, first_seed: int, batch_size: int
-) -> NDArray[np.float64]:
-    """S(Z) per dimension of the model's own trajectories under held-out captions, ``[limit]``."""
-    grid, found = accurate_grid(model, ACCURATE_STEPS), []
-    for first in range(first_seed, first_seed + limit, batch_size):
-        seeds = range(first, min(first + batch_size, first_seed + limit))
-        field = GuidedVelocity(model, model.encode_prompt([caption(sample(s)) for s in seeds]))
-        noise = initial_noise(model, list(seeds), model.default_size, model.default_size)
-        start = model.initial_state(noise.to(model.device))
-        solved = integrate(field, start, grid, "midpoint", keep_trajectory=True)
-        assert solved.trajectory is not None
-        found.append(straightness(solved.trajectory, grid, field).samples.cpu().numpy())
-    return np.concatenate(found)
-
-
 def _parts(
     bench: Benchmark,
     edits: Sequence[EditCase],
-    methods: Sequence[str],
+    presets: Mapping[str, Preset],
     count: int,
     rows: dict[str, Part],
 ) -> list[tuple[str, Part]]:
     """The results of all methods in a number of steps; put among the rows as well."""
     made = []
-    for name in methods:
-        strength = max(METHODS[name].strength, 1 / count)  # one step at least
-        preset = METHODS[name].override({"num_inference_steps": count, "strength": strength})
+    for name, plain in presets.items():
+        strength = max(plain.strength, 1 / count)  # one step at least
+        preset = plain.override({"num_inference_steps": count, "strength": strength})
         known = dataclasses.replace(bench, reconstruct=name in RECONSTRUCTED)
         part = known.run(edits, preset, f"{name} {count}")
         made.append((name, part))
