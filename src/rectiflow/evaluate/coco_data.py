@@ -122,7 +122,8 @@ def read_coco(folder: Path, split: str | None = None, ids: Sequence[int] | None 
             raise InputError(f"{file} has no image {unknown}: correct the list of ids")
     elif split in DRAWN:
         chosen = draw_ids(names, DRAWN[split])
-        selection = f"the first {DRAWN[split]} in the order of sha256(id)"
+        whole = "" if len(chosen) == DRAWN[split] else f" (there are only {len(chosen)})"
+        selection = f"the first {DRAWN[split]} in the order of sha256(id){whole}"
     else:
         chosen, selection = sorted(names), "all in the order of ids"
     silent = next((i for i in chosen if i not in captions), None)
