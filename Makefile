@@ -7,6 +7,7 @@
 VENV   ?= .venv
 DEMO   ?= demo
 EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
+STRAIGHT = $(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 TORCH           ?= torch==2.13.0
@@ -58,8 +59,10 @@ figures: demo
 	$(PY) benchmarks/one_step.py --json > docs/results/one-step-latency.json
 	$(VENV)/bin/rectiflow reproduce instaflow --size full --dtype bfloat16 --processes 2
 	$(VENV)/bin/rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf \
-	  --model emoji-sd3 --dtype bfloat16 -o docs/results
-	$(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16 -o docs/results
+	  --model emoji-sd3 --limit 24 --dtype bfloat16 -o docs/results
+	$(STRAIGHT) --guidance 1 -m emoji-sd -m emoji-2rf \
+	  -m runs/reproduce/instaflow-full/students/2rf-of-1024-alpha-2.0/model -o docs/results
+	$(STRAIGHT) -o docs/results/guided
 	$(EDITS) --tune
 	$(EDITS) --tuned docs/results/tuning.json
 	$(EDITS) --masks given

@@ -20,10 +20,20 @@ INVERTING = (
     (
         "inversion-error",
         "`rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf --model emoji-sd3 "
-        "--dtype bfloat16`",
+        "--limit 24 --dtype bfloat16`",
         "held-out scenes",
     ),
-    ("straight-edits", "`rectiflow evaluate straight-edits --dtype bfloat16`", "edits"),
+    (
+        "straight-edits",
+        "`rectiflow evaluate straight-edits --guidance 1 --dtype bfloat16` with `-m` emoji-sd, "
+        "emoji-2rf and the study's 2-rectified flow of pairs at guidance 2",
+        "edits",
+    ),
+    (
+        "guided/straight-edits",
+        "`rectiflow evaluate straight-edits --dtype bfloat16`, at guidance 1.5",
+        "edits",
+    ),
 )
 """Records, the commands that write them, and what was counted."""
 
@@ -118,7 +128,7 @@ def inverting_section(results: Path) -> str:
         if file.exists():
             figures = json.loads(file.read_text())
             plots = "\n".join(
-                f"![{plot.stem.replace('-', ' ')}](results/{plot.name})"
+                f"![{plot.stem.replace('-', ' ')}](results/{plot.relative_to(results)})"
                 for plot in sorted(results.glob(f"{name}-*.svg"))
             )
             said = "\n".join(f"- {sentence}" for sentence in figures["sentences"])

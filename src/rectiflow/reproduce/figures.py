@@ -156,10 +156,10 @@ class Figures:
     def _paired(self, cell: Cell, other: Cell) -> Estimate:
         """The difference of two rows' means, from the differences of their samples."""
         if cell[1] in ("frechet", "frechet_of_all"):
-            a, b = (self._left_out(*one) for one in (cell, other))
-            one, two = self.of(*cell), self.of(*other)
-            assert one is not None and two is not None
-            return Estimate(one.mean - two.mean, _jackknife_half(np.subtract(a, b).tolist()))
+            mine, theirs = self.of(*cell), self.of(*other)
+            assert mine is not None and theirs is not None
+            a, b = (self._left_out(*each) for each in (cell, other))
+            return Estimate(mine.mean - theirs.mean, _jackknife_half(np.subtract(a, b).tolist()))
         one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
         n = min(len(one), len(two))
         found = described(one[:n] - two[:n])

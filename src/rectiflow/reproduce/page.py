@@ -275,8 +275,16 @@ def _pairs_table(workshop: Workshop, figures: Figures) -> str:
                 value(figures.of(row, "clip_score"), 3),
             )
         )
-    head = ("pairs", "their α", "S(Z)", "transport cost", "error, 1 step", "error, 8 steps")
-    head += ("Fréchet distance, 8 steps", "CLIP score")
+    head = [
+        "pairs",
+        "their α",
+        "S(Z)",
+        "transport cost",
+        "error, 1 step",
+        "error, 8 steps",
+        "Fréchet distance, 8 steps",
+        "CLIP score",
+    ]
     text = table(head, rows)
     return f"## Reflow on other pairs of the teacher\n\n{text}" if text else ""
 
