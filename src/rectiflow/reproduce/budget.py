@@ -33,6 +33,10 @@ SHORT = {
     "muon-one": "the paper's recipe with Muon",
     "muon-reflow": "reflow alone, u-shaped times, Muon",
     "muon-direct": "direct distillation with Muon",
+    "small-batch-one": "the paper's recipe in batches of 8, twice the rate, a long way down",
+    "small-batch-direct": "… without reflow",
+    "tuned-one": "… the paper's recipe so, with pseudo-Huber and Muon",
+    "tuned-direct": "… without reflow",
 }
 """With a share of the samples."""
 WAYS = (

@@ -72,7 +72,7 @@ def _less(
     factor: float = 1,
 ) -> Decision:
     """Whether some cells are less than others; `words` has a place for each side's mean."""
-    a, b = figures.mean(cells), figures.mean(others)
+    a, b = figures.mean(cells), figures.mean(dict.fromkeys(others))  # one may stand for all
     gap = figures.difference(cells, others)
     if a is None or b is None or gap is None:
         return MISSING, "–"

@@ -37,6 +37,8 @@ REUSE: Settings = {"start": "reuse"}
 U_SHAPED: Settings = {"time_law": "u_shaped"}
 MUON: Settings = {"muon_learning_rate": 5e-4}
 HUBER: Settings = {"loss": "pseudo_huber"}
+SMALL_BATCHES: Settings = {"batch_size": 8, "learning_rate": 6e-4, "ema_decay": 0.99}
+"""More steps for the same samples, at twice the rate."""
 SEEDS = (0, 1, 2)
 K_STEPS = (1, 2, 4, 8)
 ALPHAS = (1.0, 1.5, 2.0, 3.0, 5.0)
@@ -162,6 +164,8 @@ def _chain(prefix: str, seed: int, steps: int, teacher: Store, **more: Any) -> l
 
 def _fewer_samples(steps: int, teacher: Store) -> list[Item]:
     """The paper's recipe with a part of the samples, direct distillation, and what is faster."""
+    small: Settings = SMALL_BATCHES | {"falling": 0.6}
+    tuned = small | HUBER | {"muon_learning_rate": 1e-3}
     found: list[Item] = []
     for share in SHARES:
         short = steps // share
@@ -170,17 +174,24 @@ def _fewer_samples(steps: int, teacher: Store) -> list[Item]:
         name = f"muon-reflow-of-1-in-{share}"
         phase = _reflow(2 * short, **REUSE, **U_SHAPED, **MUON)
         found += [Student(name, TEACHER, teacher.name, (phase,)), *_short_rows(name)]
+        found += _short_chain(f"small-batch-{{}}-of-1-in-{share}", 4 * short, teacher, **small)
+        found += _short_chain(f"tuned-{{}}-of-1-in-{share}", 4 * short, teacher, **tuned)
     return found
 
 
-def _short_chain(named: str, steps: int, teacher: Store, **more: Any) -> list[Item]:
+def _short_chain(
+    named: str, steps: int, teacher: Store, *, falling: float = 0.25, **more: Any
+) -> list[Item]:
+    """Reflow, distillation and direct distillation; the rate falls over a share of their steps."""
     flow, one, direct = (named.format(kind) for kind in ("2rf", "one", "direct"))
     pairs = _reflowed_pairs(flow, 2048)
+    half = more | {"decay_steps": round(falling * steps)}
+    whole = REUSE | more | {"decay_steps": round(falling * 2 * steps)}
     return [
-        Student(flow, TEACHER, teacher.name, (_reflow(steps, **REUSE, **more),)),
+        Student(flow, TEACHER, teacher.name, (_reflow(steps, **REUSE, **half),)),
         pairs,
-        Student(one, flow, pairs.name, (_distill(steps, **more),)),
-        Student(direct, TEACHER, teacher.name, (_distill(2 * steps, **REUSE, **more),)),
+        Student(one, flow, pairs.name, (_distill(steps, **half),)),
+        Student(direct, TEACHER, teacher.name, (_distill(2 * steps, **whole),)),
         *_short_rows(one),
         *_short_rows(direct),
     ]
