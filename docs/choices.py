@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from rectiflow.reproduce.figures import Figures
+from rectiflow.reproduce.labels import by_seed
+from rectiflow.reproduce.tables import value
+
 Tried = tuple[tuple[str, str], ...]
 """What was tried, and the row of the reproduction that has its figure."""
-SEEDS = (0, 1, 2)
 DISTANCE, ERROR = "Fréchet distance", "one-step error"
+MEASURES = {
+    DISTANCE: ("frechet", 2),
+    ERROR: ("error:1", 4),
+    f"{DISTANCE} of 5000": ("frechet_of_all", 2),
+}
+"""What they are called among the figures, and how many digits are shown."""
 
 CHOICES: tuple[tuple[str, str, Tried], ...] = (
     (
@@ -52,7 +61,35 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
     (
         "optimiser",
         ERROR,
-        (("AdamW", "flow-paper-2rf-0"), ("Muon beside it", "flow-2rf-optimizer-muon")),
+        (
+            ("AdamW", "flow-paper-2rf-0"),
+            ("Muon beside it", "flow-2rf-optimizer-muon"),
+            ("Muon and pseudo-Huber", "flow-2rf-huber-muon"),
+        ),
+    ),
+    *(
+        (
+            f"batch and rate, {words} of the samples, without reflow",
+            ERROR,
+            (
+                ("32", f"flow-paper-direct-of-1-in-{share}"),
+                ("8 at twice the rate", f"flow-small-batch-direct-of-1-in-{share}"),
+                ("… with Muon and pseudo-Huber", f"flow-tuned-direct-of-1-in-{share}"),
+            ),
+        )
+        for share, words in ((3, "a third"), (5, "a fifth"))
+    ),
+    *(
+        (
+            f"batch and rate, {words} of the samples, after reflow",
+            f"{DISTANCE} in one step",
+            (
+                ("32", f"paper-one-of-1-in-{share}-at-1"),
+                ("8 at twice the rate", f"small-batch-one-of-1-in-{share}-at-1"),
+                ("… with Muon and pseudo-Huber", f"tuned-one-of-1-in-{share}-at-1"),
+            ),
+        )
+        for share, words in ((3, "a third"), (5, "a fifth"))
     ),
     (
         "pairs of reflow",
@@ -67,11 +104,11 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
     (
         "reflow before distillation, 19 200 samples",
         f"{DISTANCE} in one step",
-        (("with", "paper-one-{seed}-at-1"), ("without", "paper-direct-{seed}-at-1")),
+        (("with", "paper-one-0-at-1"), ("without", "paper-direct-0-at-1")),
     ),
     (
         "reflow before distillation, 140 800 samples",
-        f"{DISTANCE} in one step",
+        f"{DISTANCE} of 5000 in one step",
         (("with", "emoji-instaflow-at-1"), ("without", "emoji-direct-at-1")),
     ),
     (
@@ -92,23 +129,20 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
 )
 
 
-def choices_table(figures: dict[str, Any]) -> str:
+def choices_table(record: dict[str, Any]) -> str:
     """Each choice with what was tried and its figure; what was not run is left out."""
+    figures = Figures(record["rows"])
     lines = ["| choice | by | measured |", "|---|---|---|"]
     for choice, by, tried in CHOICES:
-        found = [(label, _value(figures["rows"], row)) for label, row in tried]
-        said = [f"{label}: {value}" for label, value in found if value is not None]
+        key, digits = MEASURES[by.partition(",")[0].partition(" in ")[0]]
+        found = {label: figures.over(_seeds(row), key) for label, row in tried}
+        said = [f"{label}: {value(one, digits)}" for label, one in found.items() if one is not None]
         if len(said) > 1:
             lines.append(f"| {choice} | {by} | {', '.join(said)} |")
     return "\n".join(lines)
 
 
-def _value(rows: dict[str, Any], name: str) -> str | None:
-    """The figure of a row; the mean of those seeds that were run where it has several."""
-    names = dict.fromkeys(name.format(seed=seed) for seed in SEEDS)
-    found = [rows[one] for one in names if one in rows]
-    if not found:
-        return None
-    if "error:1" in found[0]:
-        return f"{sum(row['error:1']['mean'] for row in found) / len(found):.4f}"
-    return f"{sum(row['frechet_of_first']['value'] for row in found) / len(found):.2f}"
+def _seeds(row: str) -> list[str]:
+    """The rows of all training seeds of one, of which most have one only."""
+    kind, at, steps = row.partition("-at-")
+    return [name + at + steps for name in by_seed(kind)]

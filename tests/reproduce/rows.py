@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rectiflow.reproduce.figures import Figures
-from rectiflow.reproduce.instaflow import instaflow
-from rectiflow.reproduce.workshop import Workshop
 
 Row = dict[str, Any]
 ERROR = 0.1
@@ -91,7 +87,4 @@ def flow(straightness: float, cost: float, errors: dict[str, float] | None = Non
 
 def figures(rows: dict[str, Row]) -> Figures:
     """These rows and no others."""
-    made = Figures(Workshop(instaflow("full"), Path("there is no such folder"), torch.float32))
-    made.rows = dict(rows)
-    made.samples = {name: row.get(SAMPLES, {}) for name, row in rows.items()}
-    return made
+    return Figures(dict(rows), {name: row.get(SAMPLES, {}) for name, row in rows.items()})

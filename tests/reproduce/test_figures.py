@@ -134,5 +134,5 @@ def test_the_rows_that_are_there_are_read(tmp_path: Path) -> None:
         np.savez(tmp_path / "figures" / f"{name}.samples.npz", a=np.ones(2))
         print_of = {**place.fingerprints, "flow-2rf-0": "another"}.get(name, "")
         (tmp_path / "made" / name).write_text(print_of)
-    found = Figures(place)
+    found = Figures.read(place)
     assert found.rows == {n: {"called": n} for n in ("teacher-at-25", "flow-teacher")}

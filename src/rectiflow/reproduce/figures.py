@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,21 +63,29 @@ COLUMNS = {"transport_cost": "l2_squared"}
 """Where samples have another name than the figure."""
 
 
+@dataclass(frozen=True)
 class Figures:
     """The rows of a study that are there.
 
     Args:
-        workshop: Where they lie.
+        rows: By name.
+        samples: Of each row the figures of every picture or trajectory. Without them differences
+            are known of Fréchet distances and over training seeds only.
     """
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.samples: dict[str, dict[str, NDArray[np.float64]]] = {}
+    rows: dict[str, dict[str, Any]]
+    samples: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, workshop: Workshop) -> Figures:
+        """Those that lie in a workshop."""
+        found = cls({})
         for item in workshop.study.items:
             if isinstance(item, Pictures | Flow) and workshop.there(item):
                 text = workshop.path(item).read_text(encoding="utf-8")
-                self.rows[item.name] = json.loads(text)
-                self.samples[item.name] = samples(workshop, item)
+                found.rows[item.name] = json.loads(text)
+                found.samples[item.name] = samples(workshop, item)
+        return found
 
     def of(self, name: str, figure: str) -> Estimate | None:
         """A figure of a row with its interval over pictures or trajectories; None if not there.

@@ -33,7 +33,7 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
     Returns:
         By letter `{"claim", "verdict", "sentence"}`.
     """
-    figures = Figures(workshop)
+    figures = Figures.read(workshop)
     verdicts = all_claims(figures)
     pictures = drawings.draw_all(workshop, figures, file.with_suffix(""))
     sections = [
