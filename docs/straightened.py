@@ -21,7 +21,7 @@ INVERTING = (
         "inversion-error",
         "`rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf --model emoji-sd3 "
         "--limit 24 --dtype bfloat16`",
-        "held-out scenes",
+        "held-out scenes; how many times as much by geometric means over them",
     ),
     (
         "straight-edits",

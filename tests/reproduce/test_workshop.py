@@ -33,7 +33,9 @@ from tests.reproduce.toy_study import MADE, contents, ended, fork, names, weight
 def test_everything_is_there(whole: Workshop) -> None:
     assert all(whole.there(item) for item in whole.study.items)
     assert load(whole.model("one-0")).network is not None
-    assert pictures(whole, "one-0-at-1").shape == (3, 64, 64, 3)
+    drawn = pictures(whole, "one-0-at-1")
+    assert drawn.shape == (3, 64, 64, 3)
+    np.testing.assert_array_equal(pictures(whole, "one-0-at-1", 2), drawn[:2])
 
 
 def test_pairs_are_of_their_scenes(whole: Workshop) -> None:

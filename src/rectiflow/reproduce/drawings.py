@@ -155,8 +155,7 @@ def _by_setting(figures: Figures) -> Figure | None:
 def _sheet(workshop: Workshop, rows: list[str], file: Path) -> None:
     cells, words = [], []
     for name in rows:
-        drawn = pictures(workshop, name)[:COLUMNS]
-        for column, picture in enumerate(drawn):
+        for column, picture in enumerate(pictures(workshop, name, COLUMNS)):
             cells.append(picture.astype(np.float64) / 255)
             words.append(SHEET[name] if column == 0 else caption(sample(HELD_OUT + column)))
     sheet = contact_sheet(cells, columns=COLUMNS, scale=2, captions=words)

@@ -102,15 +102,16 @@ def _drawn(workshop: Workshop, row: Pictures, model: FlowModel) -> NDArray[np.ui
     return pictures(workshop, row.name)
 
 
-def pictures(workshop: Workshop, name: str) -> NDArray[np.uint8]:
-    """The pictures of a row, uint8 [N, 64, 64, 3]."""
+def pictures(workshop: Workshop, name: str, limit: int | None = None) -> NDArray[np.uint8]:
+    """The pictures of a row, or the first of them, uint8 [N, 64, 64, 3]."""
     item = workshop.study.item(name)
     assert isinstance(item, Pictures)
     parts = []
-    for _, file in _chunks(workshop, item):
-        with np.load(file) as kept:
-            parts.append(kept["pictures"])
-    return np.concatenate(parts)
+    for first, file in _chunks(workshop, item):
+        if limit is None or first < limit:
+            with np.load(file) as kept:
+                parts.append(kept["pictures"])
+    return np.concatenate(parts)[:limit]
 
 
 def _chunks(workshop: Workshop, row: Pictures) -> list[tuple[int, Path]]:
