@@ -30,6 +30,7 @@ PAPER = Trained("the paper's recipe", tuple(f"paper-one-{seed}" for seed in SEED
 SHORT = {
     "paper-one": "the paper's recipe",
     "paper-direct": "… without reflow",
+    "few-pairs-direct": "… without reflow, on 1024 pairs",
     "muon-one": "the paper's recipe with Muon",
     "muon-reflow": "reflow alone, u-shaped times, Muon",
     "muon-direct": "direct distillation with Muon",
@@ -42,6 +43,7 @@ SHORT = {
 WAYS = (
     PAPER,
     Trained("… without reflow", tuple(f"paper-direct-{seed}" for seed in SEEDS)),
+    Trained("… without reflow, on 1024 pairs", ("few-pairs-direct-0",)),
     *(
         Trained(f"{label}, one in {share}", (f"{kind}-of-1-in-{share}",), share)
         for share in SHARES

@@ -111,6 +111,18 @@ def _reflow_first(figures: Figures) -> Decision:
             compared(f"with one in {share} of the samples", *_share(share), "frechet")
             for share in SHARES
         ),
+        compared(
+            "directly on 1024 pairs", ["paper-one-0-at-1"], ["few-pairs-direct-0-at-1"], "frechet"
+        ),
+        *(
+            compared(
+                f"so, with one in {share} of the samples",
+                [f"paper-one-of-1-in-{share}-at-1"],
+                [f"few-pairs-direct-of-1-in-{share}-at-1"],
+                "frechet",
+            )
+            for share in SHARES
+        ),
         compared("exact start", ["one-0-at-1"], ["direct-0-at-1"], "frechet"),
         compared("as shipped, of all 5000 pictures", *SHIPPED, "frechet_of_all"),
     )
