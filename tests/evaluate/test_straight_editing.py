@@ -103,10 +103,10 @@ def test_sentences_follow_from_the_figures() -> None:
     figures = {
         "models": {
             "old": {"straightness": {"mean": 0.5}},
-            "new": {"straightness": {"mean": 0.1}},
+            "runs/new/model": {"straightness": {"mean": 0.1}},
         },
         "paired": {
-            "new - old": {
+            "runs/new/model - old": {
                 "ddim, 2": {"target_psnr": pair(1, 3), "reconstruction_psnr": pair(2, 4)},
                 "ddim, 8": {"target_psnr": pair(-1, 2), "reconstruction_psnr": pair(-4, -3)},
                 "flowedit, 8": {"target_psnr": pair(-3, -2)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from rectiflow.report.figures import line_plot
+from rectiflow.straighten.training_record import short_name
 
 AXES = {
     "straight": "error of a step, relative to what it\nmoves in the straight coordinates",
@@ -101,7 +103,7 @@ def straight_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
                 points = {int(n): found[value] for n, found in known.items() if value in found}
                 if points:
                     s = entry["straightness"]["mean"]
-                    lines[f"{model}, S = {s:.3g}"] = (
+                    lines[f"{short_name(Path(model))}, S = {s:.3g}"] = (
                         list(points),
                         [point["mean"] for point in points.values()],
                         [[p[end] for p in points.values()] for end in ("low", "high")],

@@ -26,6 +26,7 @@ from rectiflow.evaluate.flow_quality import flow_samples
 from rectiflow.evaluate.inversion_error import estimate, kind
 from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.models.base import FlowModel
+from rectiflow.straighten.training_record import short_name
 
 STEPS = (2, 4, 8, 15, 25)
 LIMIT = 48
@@ -173,7 +174,8 @@ def sentences(figures: Mapping[str, Any]) -> list[str]:
     for model in others:
         found = figures["paired"][f"{model} - {teacher}"]
         s, before = (models[name]["straightness"]["mean"] for name in (model, teacher))
-        text = f"S(Z) is {s:.3g} for {model} and {before:.3g} for {teacher}. "
+        ours, first = (short_name(Path(name)) for name in (model, teacher))
+        text = f"S(Z) is {s:.3g} for {ours} and {before:.3g} for {first}. "
         trips = {point: pair["reconstruction_psnr"] for point, pair in found.items()
                  if "reconstruction_psnr" in pair}  # fmt: skip
         edits = {point: pair["target_psnr"] for point, pair in found.items()}
