@@ -45,10 +45,10 @@ def work_together(
         process.start()
     torch.set_num_threads(threads)
     try:
-        workshop.work(items, max_minutes=max_minutes, told=told)
-        if max_minutes is not None:
+        left = workshop.work(items, max_minutes=max_minutes, told=told)
+        if max_minutes is not None or not left:
             for process in others:
-                process.join()  # whose time is up as well: it keeps what it has trained
+                process.join()  # whose time is up as well, or who finds nothing more to do
     finally:
         torch.set_num_threads(before)
         for process in others:
