@@ -51,6 +51,7 @@ def reflow_first(by: float) -> Rows:
         **seeds("paper-direct", 20),
         **{f"paper-one-of-1-in-{share}-at-1": pictures(20 + by) for share in SHARES},
         **{f"paper-direct-of-1-in-{share}-at-1": pictures(20) for share in SHARES},
+        "few-pairs-one-0-at-1": pictures(20 + by),
         "few-pairs-direct-0-at-1": pictures(20),
         **{f"few-pairs-direct-of-1-in-{share}-at-1": pictures(20) for share in SHARES},
     }

@@ -43,7 +43,8 @@ SHORT = {
 WAYS = (
     PAPER,
     Trained("… without reflow", tuple(f"paper-direct-{seed}" for seed in SEEDS)),
-    Trained("… without reflow, on 1024 pairs", ("few-pairs-direct-0",)),
+    Trained("the paper's recipe, distilled on 1024 pairs", ("few-pairs-one-0",)),
+    Trained("… without reflow", ("few-pairs-direct-0",)),
     *(
         Trained(f"{label}, one in {share}", (f"{kind}-of-1-in-{share}",), share)
         for share in SHARES

@@ -112,11 +112,14 @@ def _reflow_first(figures: Figures) -> Decision:
             for share in SHARES
         ),
         compared(
-            "directly on 1024 pairs", ["paper-one-0-at-1"], ["few-pairs-direct-0-at-1"], "frechet"
+            "both distilled on 1024 pairs",
+            ["few-pairs-one-0-at-1"],
+            ["few-pairs-direct-0-at-1"],
+            "frechet",
         ),
         *(
             compared(
-                f"so, with one in {share} of the samples",
+                f"directly on 1024 pairs, one in {share} of the samples",
                 [f"paper-one-of-1-in-{share}-at-1"],
                 [f"few-pairs-direct-of-1-in-{share}-at-1"],
                 "frechet",

@@ -46,8 +46,8 @@ SHARES = (3, 5)
 """Of the samples of the other students: one in so many."""
 OTHER_PAIRS = ((256, GUIDANCE), (1024, GUIDANCE), (1024, 2.0), (1024, 8.0))
 """Numbers of teacher's pairs and guidance, beside those of the other students."""
-FEW_PAIRS = "few-pairs-direct{}"
-"""What direct distillation on few pairs is called, by the share of the samples."""
+FEW_PAIRS = "few-pairs-{}"
+"""What students are called that are distilled on few pairs."""
 TRAILING = ("dpmpp", "unipc", "ddim")
 """Solvers on trailing timesteps, so that few steps of the teacher are judged by its best."""
 STACKING = ("stacked", "stacked-direct", "single-direct")
@@ -134,7 +134,7 @@ def _full() -> Study:
             *_fewer_samples(steps, teacher),
             *_variations(steps, teacher),
             *_teachers(steps),
-            *_direct_on_few_pairs(steps),
+            *_on_few_pairs(steps),
             *_further_students(steps, teacher),
             *_on_pictures(steps, teacher),
             *later,
@@ -231,14 +231,20 @@ def _variations(steps: int, teacher: Store) -> list[Item]:
     ]
 
 
-def _direct_on_few_pairs(steps: int) -> list[Item]:
-    """Direct distillation with as many samples as beside reflow, on 1024 pairs instead of 8192.
+def _on_few_pairs(steps: int) -> list[Item]:
+    """Distillation on 1024 pairs, after reflow and directly, of as many samples as elsewhere.
 
-    It sees each of them more often, and its pictures are less blurred.
+    Each pair is seen more often, and pictures are less blurred, by direct distillation above all.
     """
-    found: list[Item] = []
+    pairs = Store("pairs-1024-of-paper-2rf-0", "paper-2rf-0", 1024, 8, 1.0, "euler")
+    one = FEW_PAIRS.format("one-0")
+    found: list[Item] = [
+        pairs,
+        Student(one, "paper-2rf-0", pairs.name, (_distill(steps),)),
+        *_short_rows(one),
+    ]
     for share in (1, *SHARES):
-        name = FEW_PAIRS.format("-0" if share == 1 else f"-of-1-in-{share}")
+        name = FEW_PAIRS.format("direct-0" if share == 1 else f"direct-of-1-in-{share}")
         phase = _distill(2 * steps // share, **REUSE)
         found += [Student(name, TEACHER, f"pairs-1024-alpha-{GUIDANCE}", (phase,))]
         found += _short_rows(name)

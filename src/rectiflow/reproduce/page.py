@@ -173,7 +173,8 @@ def _seeds_table(figures: Figures) -> str:
         "2rf": "2-rectified flow, exact start, u-shaped times",
         "one": "… distilled",
         "direct": "direct distillation, exact start",
-        "few-pairs-direct": "direct distillation, re-used weights, on 1024 pairs",
+        "few-pairs-one": "the paper's recipe, distilled on 1024 pairs",
+        "few-pairs-direct": "direct distillation on 1024 pairs",
     }
     rows = [_quality(figures, label, seeded(kind)) for kind, label in kinds.items()]
     more = {
