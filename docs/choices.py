@@ -107,6 +107,11 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         (("with", "paper-one-0-at-1"), ("without", "paper-direct-0-at-1")),
     ),
     (
+        "reflow before distillation, 19 200 samples, on 1024 pairs",
+        f"{DISTANCE} in one step",
+        (("with", "few-pairs-one-0-at-1"), ("without", "few-pairs-direct-0-at-1")),
+    ),
+    (
         "reflow before distillation, 140 800 samples",
         f"{DISTANCE} of 5000 in one step",
         (("with", "emoji-instaflow-at-1"), ("without", "emoji-direct-at-1")),

@@ -97,6 +97,7 @@ a world of emoji: signs and rankings can be compared with the paper's, figures c
 
 *The paper's recipe* is what it does, not its sizes: re-used weights, uniform times, L2, AdamW.
 Rates and batches are this project's, and pairs of the 2-rectified flow are made without guidance.
+{PAIRS[study.size]}
 *Fréchet distance* is that of two Gaussians in the features of `emoji-clip`, between pictures drawn
 for held-out captions (the first 1000 of a row, where it has more) and 5000 true pictures; it is not
 FID, and depends on the number of pictures.
@@ -130,6 +131,12 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
     )
 
 
+PAIRS = {
+    "small": "All are trained on 1024 pairs.",
+    "full": """Reflow and direct distillation have 8192 pairs where nothing else is said, distillation after
+reflow 2048; those that ship have 8192 for everything.""",
+}
+"""What is said of their number."""
 FIGURES = "figures.json"
 """The page's figures, in the folder of its pictures."""
 QUALITY = (
