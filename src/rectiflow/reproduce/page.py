@@ -133,8 +133,8 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
 
 PAIRS = {
     "small": "All are trained on 1024 pairs.",
-    "full": """Reflow and direct distillation have 8192 pairs where nothing else is said, distillation
-after reflow 2048; those that ship have 8192 for everything.""",
+    "full": """Reflow and direct distillation have 8192 pairs where nothing else is said,
+distillation after reflow 2048; those that ship have 8192 for everything.""",
 }
 """What is said of their number."""
 FIGURES = "figures.json"
