@@ -112,9 +112,14 @@ def _by_guidance(figures: Figures) -> Figure | None:
 def _by_samples(workshop: Workshop, figures: Figures) -> Figure | None:
     """Whether reflow before distillation pays, by how much training there is."""
     lines = {}
-    for label, kind in (("the paper's recipe", "one"), ("direct distillation", "direct")):
-        groups = [[f"paper-{kind}-of-1-in-{share}"] for share in reversed(SHARES)]
-        groups.append([f"paper-{kind}-{seed}" for seed in SEEDS])
+    kinds = {
+        "the paper's recipe": "paper-one",
+        "direct distillation": "paper-direct",
+        "direct distillation on 1024 pairs": "few-pairs-direct",
+    }
+    for label, kind in kinds.items():
+        groups = [[f"{kind}-of-1-in-{share}"] for share in reversed(SHARES)]
+        groups.append([f"{kind}-{seed}" for seed in SEEDS])
         found = {
             float(trained_samples(workshop.study, names[0])): one
             for names in groups
