@@ -127,7 +127,7 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         tuple((str(k), f"paper-one-0-at-{k}") for k in (1, 2, 4, 8)),
     ),
     (
-        "steps at use, student of 1, 2, 4 and 8",
+        "steps at use, student of 1, 2, 4 and 8 (half of the training)",
         DISTANCE,
         tuple((str(k), f"k-step-at-{k}") for k in (1, 2, 4, 8)),
     ),

@@ -190,7 +190,10 @@ def _seeds_table(figures: Figures) -> str:
             for share in SHARES
             for kind, words in (("one", "the paper's recipe"), ("direct", "direct distillation"))
         },
-        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in K_STEPS},
+        **{
+            f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps, half of the training"
+            for k in K_STEPS
+        },
         **{f"paper-one-0-at-{k}": "one-step student, seed 0" for k in K_STEPS[1:]},
         "stacked-at-1": "distilled, stacked, after reflow",
         "single-direct-at-1": "distilled, single, without reflow",
