@@ -107,8 +107,7 @@ def reproduce(
         check_folder(folder, study, workshop.dtype)
         started = time.perf_counter()
         waiting = work_together(workshop, items, processes, max_minutes, terminal.note)
-        with workshop.lock("page"):
-            summary = written.write(workshop, file)
+        summary = written.write(workshop, file)
         data = {
             "paper": paper.value,
             "size": size.value,

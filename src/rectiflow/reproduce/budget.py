@@ -29,20 +29,20 @@ class Trained:
 PAPER = Trained("the paper's recipe", tuple(f"paper-one-{seed}" for seed in SEEDS))
 SHORT = {
     "paper-one": "the paper's recipe",
-    "paper-direct": "… without reflow",
-    "few-pairs-direct": "… without reflow, on 1024 pairs",
+    "paper-direct": "direct distillation",
+    "few-pairs-direct": "direct distillation on 1024 pairs",
     "muon-one": "the paper's recipe with Muon",
     "muon-reflow": "reflow alone, u-shaped times, Muon",
     "muon-direct": "direct distillation with Muon",
-    "small-batch-one": "the paper's recipe in batches of 8, twice the rate, a long way down",
-    "small-batch-direct": "… without reflow",
-    "tuned-one": "… the paper's recipe so, with pseudo-Huber and Muon",
-    "tuned-direct": "… without reflow",
+    "small-batch-one": "the paper's recipe in batches of 8 at twice the rate",
+    "small-batch-direct": "direct distillation in batches of 8 at twice the rate",
+    "tuned-one": "the paper's recipe in batches of 8, pseudo-Huber, Muon",
+    "tuned-direct": "direct distillation in batches of 8, pseudo-Huber, Muon",
 }
 """With a share of the samples."""
 WAYS = (
     PAPER,
-    Trained("… without reflow", tuple(f"paper-direct-{seed}" for seed in SEEDS)),
+    Trained("direct distillation", tuple(f"paper-direct-{seed}" for seed in SEEDS)),
     Trained("the paper's recipe, distilled on 1024 pairs", ("few-pairs-one-0",)),
     Trained("… without reflow", ("few-pairs-direct-0",)),
     *(

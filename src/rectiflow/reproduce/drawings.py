@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -164,6 +165,6 @@ def _sheet(workshop: Workshop, rows: list[str], file: Path) -> None:
             cells.append(picture.astype(np.float64) / 255)
             words.append(SHEET[name] if column == 0 else caption(sample(HELD_OUT + column)))
     sheet = contact_sheet(cells, columns=COLUMNS, scale=2, captions=words)
-    unfinished = file.with_name(f".{file.name}.tmp")
+    unfinished = file.with_name(f".{file.name}-{os.getpid()}.tmp")
     sheet.save(unfinished, format="PNG", optimize=True)
     unfinished.replace(file)

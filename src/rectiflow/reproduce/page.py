@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,8 @@ def circumstances(workshop: Workshop) -> dict[str, str]:
 
 
 def _replace(file: Path, text: str) -> None:
-    unfinished = file.with_name(f".{file.name}.tmp")
+    # Two processes may come to the end of their common work at once.
+    unfinished = file.with_name(f".{file.name}-{os.getpid()}.tmp")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
 

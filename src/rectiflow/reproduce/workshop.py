@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,9 @@ class Workshop:
                 f"{self.path(item)} was made when it, or what it is made from, was described "
                 "otherwise: remove it, or give another folder with -o"
             )
+        if isinstance(item, Student):  # of which the phases before the last one may be left
+            for number in range(1, len(item.phases)):
+                shutil.rmtree(self.phase(item, number), ignore_errors=True)
         self.path(item).unlink(missing_ok=True)
         self._mark(item).unlink()
 
@@ -153,17 +157,6 @@ class Workshop:
     def reference(self) -> Path:
         """The statistics of true pictures in the features that rows are measured in."""
         return self.folder / f"reference-{self.fingerprints[CLIP][:12]}.safetensors"
-
-    def lock(self, name: str, timeout: float = -1) -> FileLock:
-        """What keeps other processes from an item, or from the page.
-
-        Args:
-            name: Of it.
-            timeout: Seconds until `filelock.Timeout` is raised where another has it; below 0 never.
-        """
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(locks / f"{name}.lock", timeout=timeout)
 
     def work(
         self,
@@ -198,11 +191,13 @@ class Workshop:
         self, waiting: Sequence[Item], left: float | None, told: Callable[[str], None]
     ) -> bool | None:
         """Make the first item that is ready and free, None if there is none; whether it is done."""
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
         for item in waiting:
             if not self.ready(item):
                 continue
             try:
-                with self.lock(item.name, timeout=0):
+                with FileLock(locks / f"{item.name}.lock", timeout=0):
                     if self.there(item):
                         return True
                     started = time.perf_counter()
