@@ -101,7 +101,7 @@ def one_step_section(results: Path) -> str:
     text = f"""
 ## One step
 
-From [reproduction.md](reproduction.md) ({figures["date"]}, {figures["machine"]},
+From [reproduction.md](reproduction.md) ({", ".join(figures["dates"])}, {figures["machine"]},
 {figures["dtype"]}): equal captions and noise, the judge on 600 pictures with 95 % intervals.
 
 {one_step_table(figures) or "Not measured yet."}

@@ -6,16 +6,26 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from rectiflow.reproduce.claims import CLAIMS, MISSING
 from rectiflow.reproduce.instaflow import instaflow
+from rectiflow.reproduce.workshop import Workshop
 from tests.app.conftest import Run
 
 
 def test_help(run: Run) -> None:
     done = run("reproduce", "--help")
     assert done.code == 0 and not done.err
-    for word in ("instaflow", "--size", "--only", "--processes", "--max-minutes", "--json"):
+    for word in (
+        "instaflow",
+        "--size",
+        "--only",
+        "--processes",
+        "--max-minutes",
+        "--amend",
+        "--json",
+    ):
         assert word in done.out
 
 
@@ -87,3 +97,27 @@ def test_the_record_beside_the_page(run: Run, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "page" / "figures.json").read_text(encoding="utf-8"))
     assert record["claims"] == done.data["claims"] and record["rows"] == {}
     assert (record["study"], record["size"], record["dtype"]) == ("instaflow", "small", "float32")
+
+
+def test_amending_a_page(run: Run, tmp_path: Path) -> None:
+    """What the record has is neither made again nor lost; `--only` makes it again."""
+    page, record = tmp_path / "page.md", tmp_path / "page" / "figures.json"
+    work = ("-o", tmp_path / "work", "--page", page, "--max-minutes", 0, "--json")
+    run("reproduce", "instaflow", *work, "--amend").refuses(str(record), "leave --amend out")
+    assert not list(tmp_path.iterdir())
+    run("reproduce", "instaflow", *work)
+    study = instaflow("small")
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    place = Workshop(study, tmp_path / "work", torch.float32)
+    kept["made"] = {item.name: place.fingerprints[item.name] for item in study.items[:-1]}
+    record.write_text(json.dumps(kept), encoding="utf-8")
+    last = study.items[-1].name
+    done = run("reproduce", "instaflow", *work, "--amend")
+    assert done.data["missing"] == [item.name for item in study.only([last])]
+    assert page.read_text(encoding="utf-8").endswith(f"## Not run\n\n`{last}`.\n")
+    first = study.items[0].name
+    done = run("reproduce", "instaflow", *work, "--amend", "--only", first)
+    assert done.data["missing"] == [first]
+    run("reproduce", "instaflow", "--size", "full", *work[2:], "--amend").refuses(
+        "instaflow small float32 and not of instaflow full float32"
+    )

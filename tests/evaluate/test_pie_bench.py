@@ -115,7 +115,8 @@ def test_what_exists_is_not_made_again(
     kept = {edit.id: run.result(edit).stat().st_mtime_ns for edit in first.data.edits}
     (run.result(run.data.edits[3])).parent.mkdir(parents=True, exist_ok=True)
     # What a killed process leaves behind.
-    unfinished = run.result(run.data.edits[3]).with_suffix(".png.tmp")
+    picture = run.result(run.data.edits[3])
+    unfinished = picture.with_name(f".{picture.name}.tmp")
     unfinished.write_bytes(b"half a picture")
     assert make_results(model, run) == []
     assert kept == {edit.id: run.result(edit).stat().st_mtime_ns for edit in first.data.edits}

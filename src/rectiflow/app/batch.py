@@ -7,7 +7,6 @@ a run that was killed goes on where it stopped, and a row that was changed is do
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ from rectiflow.app import edit_job, editing, options
 from rectiflow.app.batch_rows import Choose, Row, read_rows
 from rectiflow.app.console import Session, finite
 from rectiflow.errors import InputError, WorkError
+from rectiflow.files import write_csv, write_whole
 
 if TYPE_CHECKING:
     from rectiflow.invert import Inversion
@@ -42,7 +42,7 @@ class Log:
         for entry in self._read():
             self.entries[entry["output"]] = entry
         # A line that was cut off by a kill goes, and what is added begins on a line of its own.
-        self._replace(LOG, "".join(_line(entry) for entry in self.entries.values()))
+        write_whole(self.folder / LOG, "".join(_line(entry) for entry in self.entries.values()))
 
     def done(self, row: Row, inputs: str) -> bool:
         """Whether a row's result is there and made from the same inputs."""
@@ -61,12 +61,8 @@ class Log:
 
     def write_table(self) -> None:
         """Write results.csv anew."""
-        lines: list[list[Any]] = [list(SHOWN)]
-        lines += [[entry.get(name) for name in SHOWN] for entry in self.entries.values()]
-        temporary = self.folder / f".{TABLE}.tmp"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(lines)
-        os.replace(temporary, self.folder / TABLE)
+        rows = [{name: entry.get(name) for name in SHOWN} for entry in self.entries.values()]
+        write_csv(self.folder / TABLE, rows, SHOWN)
 
     def _read(self) -> Iterator[dict[str, Any]]:
         file = self.folder / LOG
@@ -79,11 +75,6 @@ class Log:
                 continue
             if isinstance(entry, dict) and isinstance(entry.get("output"), str):
                 yield entry
-
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self.folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.folder / name)
 
 
 def run_batch(

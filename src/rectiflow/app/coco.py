@@ -142,7 +142,7 @@ def coco(
         figures, rows = measure(run, networks)
         figures |= {"sitting": latency}
         write_tables(run, figures, rows)
-        write_json(figures, output / "figures.json")
+        write_json(output / "figures.json", figures)
         terminal.result(figures, summary(figures))
 
 

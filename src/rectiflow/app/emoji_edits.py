@@ -12,8 +12,9 @@ import typer
 from rectiflow.app import edit_options, options
 from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_options import EditOptions
-from rectiflow.app.suites import BatchSize, Limit, Output, write_json, write_text
+from rectiflow.app.suites import BatchSize, Limit, Output, write_json
 from rectiflow.errors import InputError
+from rectiflow.files import write_csv, write_whole
 
 if TYPE_CHECKING:
     from rectiflow.evaluate.emoji_edits import Benchmark
@@ -99,7 +100,6 @@ def _table(
         evaluate_emoji_edits,
         per_edit,
         per_method,
-        write_csv,
     )
     from rectiflow.evaluate.edit_workers import work_ahead
     from rectiflow.evaluate.emoji_edits import chosen_methods
@@ -114,12 +114,12 @@ def _table(
     if output is not None:
         names = ["emoji-edits", "emoji-edits-masked"]
         name, other = names if bench.masks == "none" else names[::-1]
-        write_json(figures, output / f"{name}.json")
-        write_csv(per_method(figures), output / f"{name}.csv")
-        write_csv(per_edit(parts, edits), output / f"{name}-per-edit.csv")
+        write_json(output / f"{name}.json", figures)
+        write_csv(output / f"{name}.csv", per_method(figures))
+        write_csv(output / f"{name}-per-edit.csv", per_edit(parts, edits))
         tables = [figures, *_comparable(output / f"{other}.json", figures)]
         page = edits_page(tables, parts, edits, command=command)
-        write_text(page, output / f"{name}.html")
+        write_whole(output / f"{name}.html", page)
     terminal.result(figures, table_text(figures))
 
 
@@ -165,7 +165,7 @@ def _tune(
     work_ahead(bench, jobs, n, given.processes)
     figures = tune(bench, given.names, limit=n)
     if output is not None:
-        write_json(figures, output / "tuning.json")
+        write_json(output / "tuning.json", figures)
     width = max(len(name) for name in figures["methods"])
     lines = [f"{figures['n']} tuning edits; PSNR to the true target, published and chosen"]
     lines += [
@@ -191,7 +191,6 @@ def _ablations(
 ) -> None:
     from rectiflow.evaluate.edit_ablations import ABLATIONS, LIMIT, ablate, bench_for
     from rectiflow.evaluate.edit_plots import ablation_plots
-    from rectiflow.evaluate.edit_table import write_csv
     from rectiflow.evaluate.edit_workers import work_ahead
     from rectiflow.report.figures import save_figure
 
@@ -204,8 +203,8 @@ def _ablations(
         done = ablate(bench, name, limit=n)
         found[name] = done.figures
         if folder is not None:
-            write_json(done.figures, folder / f"{name}.json")
-            write_csv(done.rows, folder / f"{name}.csv")
+            write_json(folder / f"{name}.json", done.figures)
+            write_csv(folder / f"{name}.csv", done.rows)
             for shown, plot in ablation_plots(done.figures).items():
                 ending = "" if shown == "target_psnr" else f"-{shown.replace('_', '-')}"
                 save_figure(plot, folder / f"{name}{ending}.svg")

@@ -12,6 +12,7 @@ from rectiflow.app import coco, comparing, emoji_edits, options, pie_bench
 from rectiflow.app.console import session
 from rectiflow.app.suites import Limit, Output, write_json
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +66,7 @@ def emoji_models(
         if output is not None:
             of_default = loaded.name == options.DEFAULT_MODEL
             name = "emoji-models" if of_default else f"emoji-models-{Path(loaded.name).name}"
-            write_json(figures, output / f"{name}.json")
+            write_json(output / f"{name}.json", figures)
             _save(sheet, output / f"{name}.png")
         judged = figures["judge"]
         terminal.result(
@@ -77,9 +78,8 @@ def emoji_models(
 
 
 def _save(image: Image.Image, file: Path) -> None:
-    unfinished = file.with_name(file.name + ".tmp")
-    image.save(unfinished, format="PNG")
-    unfinished.replace(file)
+    with replacing(file) as unfinished:
+        image.save(unfinished, format="PNG")
 
 
 for suite, command, example in (

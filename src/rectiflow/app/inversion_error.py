@@ -54,7 +54,7 @@ def inversion_error(
         batch_size=batch_size or BATCH,
     )
     if output is not None:
-        write_json(figures, output / "inversion-error.json")
+        write_json(output / "inversion-error.json", figures)
         _save(error_plots(figures), output, "inversion-error")
     terminal.result(figures, error_text(figures))
 
@@ -94,7 +94,7 @@ def straight_editing(
         folder=None if output is None else output / "parts",
     )
     if output is not None:
-        write_json(figures, output / "straight-edits.json")
+        write_json(output / "straight-edits.json", figures)
         _save(straight_plots(figures), output, "straight-edits")
     terminal.result(figures, editing_text(figures))
 
@@ -122,9 +122,7 @@ def _save(plots: Mapping[str, Figure], folder: Path, prefix: str) -> None:
     from rectiflow.report.figures import save_figure
 
     for name, figure in plots.items():
-        file = folder / f"{prefix}-{name}.svg"
-        unfinished = file.with_name(f".{file.name}.tmp.svg")
-        save_figure(figure, unfinished).replace(file)
+        save_figure(figure, folder / f"{prefix}-{name}.svg")
 
 
 def error_text(figures: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ def pie_bench(
         variants = VARIANTS if metrics is Variant.both else (metrics.value,)
         figures, rows = measure(run, networks, variants)
         write_tables(run, figures, rows)
-        write_json(figures, run.folder / "figures.json")
+        write_json(run.folder / "figures.json", figures)
         terminal.result(figures, summary(figures))
 
 

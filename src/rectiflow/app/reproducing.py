@@ -72,6 +72,14 @@ def reproduce(
             min=0, help="Stop after this long; run again, it goes on.", show_default=False
         ),
     ] = None,
+    amend: Annotated[
+        bool,
+        typer.Option(
+            "--amend",
+            help="Keep rows that the page's record has and the folder lacks, as long as they "
+            "follow from the same study and models; the others are made.",
+        ),
+    ] = False,
     dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
@@ -87,6 +95,7 @@ def reproduce(
         from rectiflow.reproduce import page as written
         from rectiflow.reproduce.company import work_together
         from rectiflow.reproduce.instaflow import instaflow
+        from rectiflow.reproduce.record import Record
         from rectiflow.reproduce.workshop import Workshop, check_folder
 
         study = instaflow(size.value)
@@ -95,19 +104,23 @@ def reproduce(
         file = page or Path("docs") / f"reproduction{small}.md"
         if file.suffix != ".md":
             raise InputError(f"--page {file}: give a file that ends in .md; it is Markdown")
+        workshop = Workshop(study, folder, getattr(torch, dtype.value))
+        before = Record.read(written.record_of(file)).still(workshop) if amend else None
+        if only is None:
+            made = before.made if before else {}
+            only = [item.name for item in study.items if item.name not in made]
         try:
-            items = list(study.items) if only is None else study.only(only)
+            items = study.only(only)
         except KeyError as error:
             raise InputError(
                 f"--only {error.args[0]}: nothing of this study is called so"
             ) from error
         options.output_folder(folder)
         options.output_folder(file.parent)
-        workshop = Workshop(study, folder, getattr(torch, dtype.value))
         check_folder(folder, study, workshop.dtype)
         started = time.perf_counter()
         waiting = work_together(workshop, items, processes, max_minutes, terminal.note)
-        summary = written.write(workshop, file)
+        summary = written.write(workshop, file, before)
         data = {
             "paper": paper.value,
             "size": size.value,

@@ -10,6 +10,7 @@ import typer
 
 from rectiflow.app.console import json_text
 from rectiflow.errors import InputError
+from rectiflow.files import write_whole
 
 Limit = Annotated[
     int | None,
@@ -74,13 +75,6 @@ def methods_in(text: str | None) -> list[str] | None:
     return names
 
 
-def write_json(figures: dict[str, Any], file: Path) -> None:
-    """Write figures under a temporary name that is renamed."""
-    write_text(json_text(figures) + "\n", file)
-
-
-def write_text(text: str, file: Path) -> None:
-    """Likewise a text."""
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
+def write_json(file: Path, figures: dict[str, Any]) -> None:
+    """Write figures, whole or not at all."""
+    write_whole(file, json_text(figures) + "\n")

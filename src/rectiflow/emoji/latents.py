@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rectiflow.emoji.vae import scenes
+from rectiflow.files import replacing
 
 CHUNK = 1000
 
@@ -44,9 +44,8 @@ def load_chunk(vae: AutoencoderKL, folder: Path, start: int) -> Tensor:
     file = folder / f"{start:07d}.safetensors"
     if not file.exists():
         parts = [encode(vae, scenes(range(i, i + 100))) for i in range(start, start + CHUNK, 100)]
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"latents": torch.cat(parts).half().contiguous()}, temporary)
-        os.replace(temporary, file)
+        with replacing(file, shared=True) as unfinished:
+            save_file({"latents": torch.cat(parts).half().contiguous()}, unfinished)
     return load_file(file)["latents"]
 
 

@@ -8,8 +8,6 @@ beside them. `coco_metrics` measures what is there.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate.coco_data import Coco, CocoImage
+from rectiflow.files import write_whole
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.images import to_pil
@@ -160,9 +159,7 @@ def _claim(run: Run, settings: dict[str, Any]) -> None:
     if not file.exists():
         run.output.mkdir(parents=True, exist_ok=True)
         # Shards begin at the same time, each with a file of its own.
-        unfinished = file.with_name(f"{SETTINGS}.{platform.node()}-{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, json.dumps(settings, indent=2) + "\n", shared=True)
     _compare(run, settings)
 
 

@@ -9,6 +9,7 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.render import render
 from rectiflow.emoji.scene import sample
 from rectiflow.errors import InputError
+from rectiflow.files import write_whole
 
 FIRST_SEED = 2_000_000
 """Reported figures are of these seeds on; nothing is trained or tuned on them."""
@@ -43,7 +44,5 @@ def make_emoji_coco(folder: Path, n: int) -> Path:
     about = {"description": "scenes of rectiflow's emoji world in the format of COCO captions"}
     data = {"info": about, "images": images, "annotations": annotations}
     # Last, so that a folder with captions is a complete one.
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    write_whole(file, json.dumps(data, indent=1) + "\n")
     return file

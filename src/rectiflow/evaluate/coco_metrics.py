@@ -7,7 +7,6 @@ never replaced.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from rectiflow.evaluate.clip_features import clip_scores, image_features
 from rectiflow.evaluate.coco import Run
 from rectiflow.evaluate.emoji_models import mean_interval
 from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
+from rectiflow.files import write_csv
 from rectiflow.models.images import load_image
 from rectiflow.models.weights import weight_hash
 from rectiflow.report import read_png
@@ -236,16 +236,8 @@ def write_tables(run: Run, figures: Mapping[str, Any], rows: Sequence[Mapping[st
         row = {key: found[key] for key in ("value", "standard_error", "references") if key in found}
         table.append({"metric": name, "n": figures["n"], "low": low, "high": high, **row})
     table += [{"metric": name, "left_out": why} for name, why in figures["left_out"].items()]
-    for name, header, lines in (
-        ("per-image.csv", list(rows[0]), rows),
-        ("figures.csv", columns, table),
-    ):
-        unfinished = run.output / (name + ".tmp")
-        with unfinished.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, header)
-            writer.writeheader()
-            writer.writerows(lines)
-        unfinished.replace(run.output / name)
+    write_csv(run.output / "per-image.csv", rows)
+    write_csv(run.output / "figures.csv", table, columns)
 
 
 def _frechet(

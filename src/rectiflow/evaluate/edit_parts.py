@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_scores import Columns
+from rectiflow.files import replacing
 from rectiflow.invert.preset import Preset
 
 _BARE = Preset(reference="")
@@ -101,13 +100,12 @@ def write_part(part: Part, made: Made, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"column.{name}": torch.from_numpy(v) for name, v in part.columns.items()}
     about = {"settings": made.settings, "conditions": dict(made.conditions)}
-    unfinished = file.with_name(f"{file.name}.{platform.node()}-{os.getpid()}.tmp")
-    save_file(
-        {"images": part.images.contiguous(), **tensors},
-        unfinished,
-        metadata={"rectiflow": json.dumps(about, ensure_ascii=False, sort_keys=True)},
-    )
-    unfinished.replace(file)
+    with replacing(file, shared=True) as unfinished:
+        save_file(
+            {"images": part.images.contiguous(), **tensors},
+            unfinished,
+            metadata={"rectiflow": json.dumps(about, ensure_ascii=False, sort_keys=True)},
+        )
 
 
 def read_part(made: Made, file: Path) -> Part | None:

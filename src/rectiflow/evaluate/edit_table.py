@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rectiflow.emoji.edits import KINDS, EditCase
-from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_parts import Part
 from rectiflow.evaluate.edit_scores import paired, summary, tied
 from rectiflow.evaluate.emoji_edits import Benchmark, cases
@@ -124,19 +121,3 @@ def per_method(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
                     row |= {f"{figure}_low": low, f"{figure}_high": high}
         rows.append(row | {f"target_psnr_{kind}": v for kind, v in entry["by_kind"].items()})
     return rows
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Write rows of one shape, under a temporary name that is renamed.
-
-    Raises:
-        InputError: there are no rows.
-    """
-    if not rows:
-        raise InputError(f"there is nothing to write into {file}")
-    unfinished = file.with_name(file.name + ".tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    unfinished.replace(file)

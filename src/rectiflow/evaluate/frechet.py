@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 
 PARTS = 10
 """Of the jackknife."""
@@ -76,14 +76,13 @@ class GaussianStatistics:
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         arrays = {
             "mean": np.ascontiguousarray(self.mean),
             "covariance": np.ascontiguousarray(self.covariance),
             "count": np.array(self.count, np.int64),
         }
-        save_file(arrays, temporary, {"digest": self.digest()})
-        os.replace(temporary, path)
+        with replacing(path, shared=True) as unfinished:
+            save_file(arrays, unfinished, {"digest": self.digest()})
 
     @classmethod
     def load(cls, path: Path, digest: str | None = None) -> GaussianStatistics:

@@ -7,12 +7,9 @@ what made them, and nothing made otherwise is ever put beside them.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import multiprocessing
-import os
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -28,6 +25,7 @@ from tqdm import tqdm
 from rectiflow.errors import InputError, WorkError
 from rectiflow.evaluate.pie_bench_data import KINDS, PICTURES, PieBench, PieEdit
 from rectiflow.evaluate.pie_bench_metrics import VARIANTS, Networks, Scores, score, summarise
+from rectiflow.files import write_csv, write_whole
 from rectiflow.invert import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image, to_tensor
@@ -168,12 +166,7 @@ def write_tables(run: Run, figures: dict[str, Any], rows: Sequence[dict[str, Any
         kinds.append(row)
     files = [run.folder / "per-image.csv", run.folder / "per-kind.csv"]
     for file, table in zip(files, (rows, kinds), strict=True):
-        unfinished = file.with_name(file.name + ".tmp")
-        with unfinished.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.DictWriter(opened, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-        unfinished.replace(file)
+        write_csv(file, table)
     return files
 
 
@@ -191,9 +184,7 @@ def _claim(model: FlowModel, run: Run) -> None:
     if not file.exists():
         run.folder.mkdir(parents=True, exist_ok=True)
         # Shards begin at the same time, each with a file of its own.
-        unfinished = file.with_name(f"{SETTINGS}.{platform.node()}-{os.getpid()}.tmp")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, text, shared=True)
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -15,6 +15,7 @@ from rectiflow.emoji.edits import EditCase, sample_edit
 from rectiflow.emoji.render import render
 from rectiflow.errors import InputError
 from rectiflow.evaluate.pie_bench_data import KINDS, MAPPING, PICTURES, SIDE, encode_mask
+from rectiflow.files import write_whole
 
 FIRST_SEED = 2_000_000
 """Reported figures are of these seeds on; nothing is trained or tuned on them."""
@@ -52,9 +53,7 @@ def make_emoji_pie(folder: Path, n: int) -> Path:
         enlarged = render(case.source, SOURCE_SIDE).resize((SIDE, SIDE), Image.Resampling.NEAREST)
         enlarged.save(picture)
     # Last, so that a folder with a mapping file is a complete one.
-    unfinished = file.with_name(file.name + ".tmp")
-    unfinished.write_text(json.dumps(mapping, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    write_whole(file, json.dumps(mapping, indent=1) + "\n")
     return file
 
 

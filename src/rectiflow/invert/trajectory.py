@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 from rectiflow.flow.measure import NoiseStatistics, noise_statistics
 from rectiflow.flow.solver import CountedVelocity
 from rectiflow.invert.presets import Preset
@@ -183,10 +183,9 @@ class Inversion:
             if (found := getattr(self.path, name)) is not None
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {"rectiflow": json.dumps(about)})
-        os.replace(temporary, path)
+        with replacing(path, shared=True) as unfinished:
+            save_file(whole, unfinished, {"rectiflow": json.dumps(about)})
         return path
 
     @classmethod

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 from rectiflow.report.pictures import SMALL
 
 LEAST = 256
@@ -52,17 +53,16 @@ def save_gif(frames: Sequence[Image.Image], path: str | PathLike[str], *, fps: f
         enlarged(frame.convert("RGB")).quantize(palette=palette, dither=Image.Dither.NONE)
         for frame in frames
     ]
-    unfinished = path.with_name(path.name + ".tmp")
-    reduced[0].save(
-        unfinished,
-        format="GIF",
-        save_all=True,
-        append_images=reduced[1:],
-        duration=_milliseconds(fps),
-        loop=0,
-        optimize=False,
-    )
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        reduced[0].save(
+            unfinished,
+            format="GIF",
+            save_all=True,
+            append_images=reduced[1:],
+            duration=_milliseconds(fps),
+            loop=0,
+            optimize=False,
+        )
     return path
 
 

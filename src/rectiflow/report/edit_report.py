@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rectiflow.errors import InputError
+from rectiflow.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,5 @@ def write_gallery(
 def _write(page: str, path: str | PathLike[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, page)
     return path

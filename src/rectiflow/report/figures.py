@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from rectiflow.files import replacing
+
 INK, FAINT, GRID = "#1d1f24", "#6a6e76", "#dddedb"
 SERIES = ("#2f5fd0", "#c2601c", "#1f7d52", "#8a4fb5", "#b23a48", "#5b6470")
 
@@ -151,8 +153,10 @@ def bar_with_intervals(
 def save_figure(figure: Figure, path: str | PathLike[str]) -> Path:
     """Save a figure as SVG or PNG, by the name's ending, and return its path."""
     path = Path(path)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+    kind = path.suffix.removeprefix(".")
+    undated = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context(STYLE), replacing(path, shared=True) as unfinished:
+        figure.savefig(unfinished, format=kind, dpi=200, metadata=undated)
     return path
 
 

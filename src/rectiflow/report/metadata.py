@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from rectiflow._version import __version__
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 
 KEY = "rectiflow"
 
@@ -30,9 +31,8 @@ def save_png(image: Image.Image, path: str | PathLike[str], settings: Mapping[st
     text = PngImagePlugin.PngInfo()
     kept = json.dumps({"version": __version__, **settings}, ensure_ascii=False, allow_nan=False)
     text.add_itxt(KEY, kept)  # iTXt is UTF-8: prompts may hold anything
-    unfinished = path.with_name(path.name + ".tmp")
-    image.save(unfinished, format="PNG", pnginfo=text)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        image.save(unfinished, format="PNG", pnginfo=text)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from matplotlib.ticker import NullFormatter, NullLocator
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.files import replacing
 from rectiflow.report.figures import bar_with_intervals, line_plot, save_figure
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.reproduce.figures import Estimate, Figures
 from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, SEEDS, SHARES
 from rectiflow.reproduce.labels import REFLOWS, by_seed
-from rectiflow.reproduce.measuring import pictures
+from rectiflow.reproduce.measuring import has_pictures, pictures
 from rectiflow.reproduce.study import trained_samples
 from rectiflow.reproduce.workshop import Workshop
 
@@ -38,6 +38,7 @@ SHEET = {
     "emoji-instaflow-at-1": "emoji-instaflow, 1",
 }
 """Rows of the sheet, from above."""
+SHEET_FILE = "pictures.png"
 
 
 def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, str]:
@@ -65,9 +66,11 @@ def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, st
     if (figure := _by_samples(workshop, figures)) is not None:
         save_figure(figure, folder / "samples.svg")
         drawn["samples.svg"] = "Fréchet distance of one step by the samples trained on"
-    if sheet := [name for name in SHEET if name in figures.rows]:
-        _sheet(workshop, sheet, folder / "pictures.png")
-        drawn["pictures.png"] = "Equal captions and noise in every column"
+    sheet = [name for name in SHEET if name in figures.rows]
+    if sheet and all(has_pictures(workshop, name) for name in sheet):
+        _sheet(workshop, sheet, folder / SHEET_FILE)
+    if sheet and (folder / SHEET_FILE).is_file():  # drawn before, where rows are of a record
+        drawn[SHEET_FILE] = "Equal captions and noise in every column"
     return drawn
 
 
@@ -165,6 +168,5 @@ def _sheet(workshop: Workshop, rows: list[str], file: Path) -> None:
             cells.append(picture.astype(np.float64) / 255)
             words.append(SHEET[name] if column == 0 else caption(sample(HELD_OUT + column)))
     sheet = contact_sheet(cells, columns=COLUMNS, scale=2, captions=words)
-    unfinished = file.with_name(f".{file.name}-{os.getpid()}.tmp")
-    sheet.save(unfinished, format="PNG", optimize=True)
-    unfinished.replace(file)
+    with replacing(file, shared=True) as unfinished:
+        sheet.save(unfinished, format="PNG", optimize=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rectiflow.evaluate.flow_quality import described
 from rectiflow.evaluate.frechet import jackknife_error
 from rectiflow.reproduce.measuring import samples
+from rectiflow.reproduce.record import Record
 from rectiflow.reproduce.study import Flow, Pictures
 from rectiflow.reproduce.workshop import Workshop
 
@@ -70,21 +71,30 @@ class Figures:
     Args:
         rows: By name.
         samples: Of each row the figures of every picture or trajectory. Without them differences
-            are known of Fréchet distances and over training seeds only.
+            are known of Fréchet distances, over training seeds, and where `gaps` has them.
+        gaps: Differences of two rows, mean and half of the interval; those that are asked for are
+            remembered here.
     """
 
     rows: dict[str, dict[str, Any]]
     samples: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+    gaps: dict[tuple[Cell, Cell], tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, workshop: Workshop) -> Figures:
-        """Those that lie in a workshop."""
+    def read(cls, workshop: Workshop, before: Record | None = None) -> Figures:
+        """Those that lie in a workshop, and what a record has beside them."""
         found = cls({})
+        old = before.rows if before else {}
         for item in workshop.study.items:
             if isinstance(item, Pictures | Flow) and workshop.there(item):
                 text = workshop.path(item).read_text(encoding="utf-8")
                 found.rows[item.name] = json.loads(text)
                 found.samples[item.name] = samples(workshop, item)
+            elif item.name in old:
+                found.rows[item.name] = old[item.name]
+        for row, figure, other, its, mean, half in before.gaps if before else ():
+            if all(found.rows[name] == old[name] for name in (row, other)):
+                found.gaps[(row, figure), (other, its)] = mean, half
         return found
 
     def of(self, name: str, figure: str) -> Estimate | None:
@@ -145,7 +155,7 @@ class Figures:
             if self.of(*a) is not None and self.of(*b) is not None
         ]
         if len(pairs) == 1:
-            return self._paired(*pairs[0])
+            return self._paired(*pairs[0])  # None if the samples of either are not kept
         gaps = []
         for a, b in pairs:
             one, other = self.of(*a), self.of(*b)
@@ -161,17 +171,20 @@ class Figures:
         )
         return found
 
-    def _paired(self, cell: Cell, other: Cell) -> Estimate:
+    def _paired(self, cell: Cell, other: Cell) -> Estimate | None:
         """The difference of two rows' means, from the differences of their samples."""
         if cell[1] in ("frechet", "frechet_of_all"):
             mine, theirs = self.of(*cell), self.of(*other)
             assert mine is not None and theirs is not None
             a, b = (self._left_out(*each) for each in (cell, other))
             return Estimate(mine.mean - theirs.mean, _jackknife_half(np.subtract(a, b).tolist()))
-        one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
-        n = min(len(one), len(two))
-        found = described(one[:n] - two[:n])
-        return Estimate(found["mean"], 1.96 * found["standard_error"])
+        if cell[0] in self.samples and other[0] in self.samples:
+            one, two = (self.samples[name][COLUMNS.get(key, key)] for name, key in (cell, other))
+            n = min(len(one), len(two))
+            found = described(one[:n] - two[:n])
+            self.gaps[cell, other] = found["mean"], 1.96 * found["standard_error"]
+        gap = self.gaps.get((cell, other))
+        return None if gap is None else Estimate(*gap)
 
 
 def over_seeds(found: Sequence[Estimate]) -> Estimate | None:

@@ -266,7 +266,7 @@ def _further_students(steps: int, teacher: Store) -> list[Item]:
         "decay_steps": steps // 16,
     }
     return [
-        Student("k-step", flow, pairs.name, (_distill(steps // 2, **few),)),
+        Student("k-step", flow, pairs.name, (_distill(steps, **few),)),
         *(_at("k-step", k, FEW, "teacher-at-25", judged=0) for k in K_STEPS),
         *(_at(one, k, FEW, "teacher-at-25", judged=0) for k in K_STEPS[1:]),
         Student("online", TEACHER, None, (COMMON | REUSE | online,)),

@@ -18,6 +18,7 @@ from rectiflow.evaluate.emoji_models import load_clip
 from rectiflow.evaluate.flow_quality import described, flow_samples
 from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.evaluate.picture_quality import draw, reference_statistics, score_pictures
+from rectiflow.files import replacing, write_whole
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.models.prompts import Conditioning
 from rectiflow.reproduce.study import CLIP, Flow, Pictures, Store
@@ -114,6 +115,11 @@ def pictures(workshop: Workshop, name: str, limit: int | None = None) -> NDArray
     return np.concatenate(parts)[:limit]
 
 
+def has_pictures(workshop: Workshop, name: str) -> bool:
+    """Whether the first pictures of a row lie in the folder."""
+    return (workshop.pictures(name) / f"{0:05d}.npz").is_file()
+
+
 def _chunks(workshop: Workshop, row: Pictures) -> list[tuple[int, Path]]:
     """The number of the first picture of each chunk, and its file."""
     folder = workshop.pictures(row.name)
@@ -193,14 +199,10 @@ def _circumstances(workshop: Workshop, model: FlowModel) -> dict[str, Any]:
 
 def _keep(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
-    with unfinished.open("wb") as opened:
+    with replacing(file) as unfinished, unfinished.open("wb") as opened:
         np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-    unfinished.replace(file)
 
 
 def _write(file: Path, figures: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
-    unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    write_whole(file, json.dumps(figures, indent=2) + "\n")

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from rectiflow._version import __version__
+from rectiflow.files import write_whole
 from rectiflow.reproduce import budget, drawings
 from rectiflow.reproduce.claims import Verdict, all_claims, seeded
 from rectiflow.reproduce.figures import Figures
 from rectiflow.reproduce.instaflow import ALPHAS, K_STEPS, OTHER_PAIRS, SHARES, TRAILING
 from rectiflow.reproduce.labels import OPTIONS, REFLOWS, by_seed
 from rectiflow.reproduce.measuring import COMPARED, FEW_STEPS
-from rectiflow.reproduce.study import Store, Student
+from rectiflow.reproduce.record import Record
+from rectiflow.reproduce.study import Store, Student, Study
 from rectiflow.reproduce.tables import table, value
 from rectiflow.reproduce.workshop import Workshop
 
 
-def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
-    """Write the page and its pictures, from what is there.
+def write(
+    workshop: Workshop, file: Path, before: Record | None = None
+) -> dict[str, dict[str, str]]:
+    """Write the page, its pictures and its record, from what is there.
 
     Args:
         workshop: The study.
         file: The page, Markdown; pictures go into a folder of its name beside it.
+        before: An earlier record, of which is taken what the workshop does not have.
 
     Returns:
         By letter `{"claim", "verdict", "sentence"}`.
     """
-    figures = Figures.read(workshop)
+    figures = Figures.read(workshop, before)
     verdicts = all_claims(figures)
     pictures = drawings.draw_all(workshop, figures, file.with_suffix(""))
-    sections = [
-        _head(workshop),
-        _verdict_table(verdicts),
-        *(f"![{words}]({file.stem}/{name})" for name, words in pictures.items()),
+    tables = [
         _pictures_table(figures),
         _seeds_table(figures),
-        _variations_table(workshop, figures),
-        _pairs_table(workshop, figures),
+        _variations_table(workshop.study, figures),
+        _pairs_table(workshop.study, figures),
         budget.section(workshop.study, figures),
-        _not_run(workshop),
     ]
     claims = {
         verdict.key: {
@@ -56,43 +49,33 @@ def write(workshop: Workshop, file: Path) -> dict[str, dict[str, str]]:
         }
         for verdict in verdicts
     }
-    record: dict[str, Any] = {"study": workshop.study.name, "size": workshop.study.size}
-    record |= {**circumstances(workshop), "claims": claims, "rows": figures.rows}
-    _replace(file.with_suffix("") / FIGURES, json.dumps(record, indent=1) + "\n")
-    _replace(file, "\n\n".join(section for section in sections if section) + "\n")
+    gaps = [(*cell, *other, *gap) for (cell, other), gap in figures.gaps.items()]
+    record = Record.of(workshop, figures.rows, gaps, claims, before)
+    sections = [
+        _head(workshop.study, record),
+        _verdict_table(verdicts),
+        *(f"![{words}]({file.stem}/{name})" for name, words in pictures.items()),
+        *tables,
+        _not_run(workshop.study, record),
+    ]
+    write_whole(record_of(file), record.json(), shared=True)
+    write_whole(file, "\n\n".join(section for section in sections if section) + "\n", shared=True)
     return claims
 
 
-def circumstances(workshop: Workshop) -> dict[str, str]:
-    """When and on what the page was written."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": platform.machine(),
-        "dtype": str(workshop.dtype).removeprefix("torch."),
-        "torch": str(torch.__version__),
-        "rectiflow": __version__,
-    }
+def record_of(file: Path) -> Path:
+    """Where the record of a page lies: in the folder of its pictures."""
+    return file.with_suffix("") / "figures.json"
 
 
-def _replace(file: Path, text: str) -> None:
-    # Two processes may come to the end of their common work at once.
-    unfinished = file.with_name(f".{file.name}-{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-
-
-def _head(workshop: Workshop) -> str:
-    study = workshop.study
-    students = [item for item in study.items if isinstance(item, Student)]
-    samples = sum(student.samples for student in students if workshop.there(student))
-    pairs = sum(
-        item.num for item in study.items if isinstance(item, Store) and workshop.there(item)
-    )
-    now = circumstances(workshop)
+def _head(study: Study, record: Record) -> str:
+    made = [item for item in study.items if item.name in record.made]
+    samples = sum(item.samples for item in made if isinstance(item, Student))
+    pairs = sum(item.num for item in made if isinstance(item, Store))
     return f"""# InstaFlow on the embedded world
 
-Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {now["dtype"]}`
-({now["date"]}, {now["machine"]}, torch {now["torch"]}, rectiflow {now["rectiflow"]}).
+Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {record.dtype}`
+({", ".join(record.dates)}, {record.machine}, torch {record.torch}, rectiflow {record.rectiflow}).
 The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were made and {samples}
 samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv 2309.06380) in the size of
 a world of emoji: signs and rankings can be compared with the paper's, figures cannot.
@@ -139,8 +122,6 @@ PAIRS = {
 distillation after reflow 2048; those that ship have 8192 for everything.""",
 }
 """What is said of their number."""
-FIGURES = "figures.json"
-"""The page's figures, in the folder of its pictures."""
 QUALITY = (
     "model",
     "steps",
@@ -192,10 +173,7 @@ def _seeds_table(figures: Figures) -> str:
             for share in SHARES
             for kind, words in (("one", "the paper's recipe"), ("direct", "direct distillation"))
         },
-        **{
-            f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps, half of the training"
-            for k in K_STEPS
-        },
+        **{f"k-step-at-{k}": "student of 1, 2, 4 and 8 steps" for k in K_STEPS},
         **{f"paper-one-0-at-{k}": "one-step student, seed 0" for k in K_STEPS[1:]},
         "stacked-at-1": "distilled, stacked, after reflow",
         "single-direct-at-1": "distilled, single, without reflow",
@@ -211,14 +189,14 @@ def _seeds_table(figures: Figures) -> str:
     return f"## At equal training, over seeds, and one setting at a time\n\n{text}" if text else ""
 
 
-def _variations_table(workshop: Workshop, figures: Figures) -> str:
+def _variations_table(study: Study, figures: Figures) -> str:
     """Reflow by other laws of time, losses and pairs: straightness, and errors of few steps."""
     rows = []
     for name, label in REFLOWS.items():
         there = [row for one in by_seed(name) if (row := f"flow-{one}") in figures.rows]
         if not there:
             continue
-        student = workshop.study.item(name)
+        student = study.item(name)
         assert isinstance(student, Student)
         errors = [value(figures.over(there, f"error:{k}"), 3) for k in FEW_STEPS]
         straight = value(figures.over(there, "straightness"), 4)
@@ -267,15 +245,15 @@ def _options(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def _pairs_table(workshop: Workshop, figures: Figures) -> str:
+def _pairs_table(study: Study, figures: Figures) -> str:
     """Reflow on other pairs of the teacher."""
     rows = []
     for name in ("paper-2rf-0", *(f"2rf-of-{num}-alpha-{alpha}" for num, alpha in OTHER_PAIRS)):
-        student = workshop.study.item(name)
+        student = study.item(name)
         row = f"{name}-at-8"
         if row not in figures.rows or not isinstance(student, Student) or student.pairs is None:
             continue
-        store = workshop.study.item(student.pairs)
+        store = study.item(student.pairs)
         assert isinstance(store, Store)
         flow = f"flow-{name}"
         rows.append(
@@ -303,8 +281,8 @@ def _pairs_table(workshop: Workshop, figures: Figures) -> str:
     return f"## Reflow on other pairs of the teacher\n\n{text}" if text else ""
 
 
-def _not_run(workshop: Workshop) -> str:
-    missing = [item.name for item in workshop.study.items if not workshop.there(item)]
+def _not_run(study: Study, record: Record) -> str:
+    missing = [item.name for item in study.items if item.name not in record.made]
     if not missing:
         return ""
     return "## Not run\n\n" + ", ".join(f"`{name}`" for name in missing) + "."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.files import write_whole
 from rectiflow.models.load import load
 from rectiflow.reproduce.study import Settings, Store, Student
 from rectiflow.straighten.pair_maker import make_pairs
@@ -83,7 +83,5 @@ def prompts_file(folder: Path, count: int = 8192) -> str:
     """A file of training captions, for students that make pairs on the fly."""
     file = folder / "prompts.txt"
     if not file.is_file():
-        unfinished = file.with_name(f".prompts-{os.getpid()}.tmp")
-        unfinished.write_text("\n".join(captions(range(count))) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_whole(file, "\n".join(captions(range(count))) + "\n", shared=True)
     return str(file)

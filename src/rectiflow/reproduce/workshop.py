@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from rectiflow.errors import InputError
+from rectiflow.files import write_whole
 from rectiflow.models.load import WEIGHTS
 from rectiflow.reproduce.study import CLIP, Flow, Item, Pictures, Store, Student, Study
 
@@ -127,9 +127,7 @@ class Workshop:
         if not self._finished(item):
             return False
         mark.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = mark.with_name(f".{mark.name}.tmp")
-        unfinished.write_text(self.fingerprints[item.name], encoding="utf-8")
-        unfinished.replace(mark)
+        write_whole(mark, self.fingerprints[item.name])
         return True
 
     def _forget(self, item: Item) -> None:
@@ -235,6 +233,4 @@ def check_folder(folder: Path, study: Study, dtype: torch.dtype) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = mark.with_name(f".study-{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(mark)
+    write_whole(mark, text, shared=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -10,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rectiflow.errors import InputError
+from rectiflow.files import write_whole
 
 
 class TrainConfig(BaseModel):
@@ -104,12 +104,7 @@ class TrainConfig(BaseModel):
     def dump(self, path: Path) -> None:
         """Write the full configuration as YAML; a file that is there is replaced whole."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, text)
 
 
 Config = TypeVar("Config", bound=TrainConfig)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rectiflow.errors import InputError
+from rectiflow.files import replacing
 
 
 def check_reporters(report_to: Sequence[str]) -> None:
@@ -98,12 +99,10 @@ def forget_after(path: Path, step: int) -> None:
     after = b"".join(line for line in lines if _step(line) <= step)
     if after == before:
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         file.write(after)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _step(line: bytes) -> float:
