@@ -102,9 +102,9 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         ),
     ),
     (
-        "reflow before distillation, 19 200 samples",
+        "reflow before distillation, 19 200 samples, on 8192 pairs",
         f"{DISTANCE} in one step",
-        (("with", "paper-one-0-at-1"), ("without", "paper-direct-0-at-1")),
+        (("with", "many-pairs-one-0-at-1"), ("without", "paper-direct-0-at-1")),
     ),
     (
         "reflow before distillation, 19 200 samples, on 1024 pairs",
@@ -127,7 +127,7 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         tuple((str(k), f"paper-one-0-at-{k}") for k in (1, 2, 4, 8)),
     ),
     (
-        "steps at use, student of 1, 2, 4 and 8 (half of the training)",
+        "steps at use, student of 1, 2, 4 and 8",
         DISTANCE,
         tuple((str(k), f"k-step-at-{k}") for k in (1, 2, 4, 8)),
     ),

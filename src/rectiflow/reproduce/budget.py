@@ -43,6 +43,10 @@ SHORT = {
 WAYS = (
     PAPER,
     Trained("direct distillation", tuple(f"paper-direct-{seed}" for seed in SEEDS)),
+    Trained(
+        "the paper's recipe, distilled on 8192 pairs",
+        tuple(f"many-pairs-one-{seed}" for seed in SEEDS),
+    ),
     Trained("the paper's recipe, distilled on 1024 pairs", ("few-pairs-one-0",)),
     Trained("… without reflow", ("few-pairs-direct-0",)),
     *(

@@ -112,6 +112,12 @@ def _reflow_first(figures: Figures) -> Decision:
             for share in SHARES
         ),
         compared(
+            "both distilled on 8192 pairs",
+            seeded("many-pairs-one"),
+            seeded("paper-direct"),
+            "frechet",
+        ),
+        compared(
             "both distilled on 1024 pairs",
             ["few-pairs-one-0-at-1"],
             ["few-pairs-direct-0-at-1"],
@@ -141,6 +147,7 @@ def _recognised(figures: Figures) -> Decision:
 
     found = _together(
         compared("the paper's recipe", seeded("paper-one"), seeded("paper-direct")),
+        compared("both distilled on 8192 pairs", seeded("many-pairs-one"), seeded("paper-direct")),
         *(compared(f"with one in {share} of the samples", *_share(share)) for share in SHARES),
         compared("as shipped", *SHIPPED),
     )

@@ -135,6 +135,7 @@ def _full() -> Study:
             *_variations(steps, teacher),
             *_teachers(steps),
             *_on_few_pairs(steps),
+            *_on_many_pairs(steps, teacher),
             *_further_students(steps, teacher),
             *_on_pictures(steps, teacher),
             *later,
@@ -248,6 +249,17 @@ def _on_few_pairs(steps: int) -> list[Item]:
         phase = _distill(2 * steps // share, **REUSE)
         found += [Student(name, TEACHER, f"pairs-1024-alpha-{GUIDANCE}", (phase,))]
         found += _short_rows(name)
+    return found
+
+
+def _on_many_pairs(steps: int, teacher: Store) -> list[Item]:
+    """Distillation after reflow on as many pairs as direct distillation has."""
+    found: list[Item] = []
+    for seed in SEEDS:
+        flow, one = f"paper-2rf-{seed}", f"many-pairs-one-{seed}"
+        pairs = Store(f"pairs-{teacher.num}-of-{flow}", flow, teacher.num, 8, 1.0, "euler")
+        phase = _distill(steps, seed=seed)
+        found += [pairs, Student(one, flow, pairs.name, (phase,)), *_short_rows(one)]
     return found
 
 

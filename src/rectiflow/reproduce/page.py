@@ -163,6 +163,7 @@ def _seeds_table(figures: Figures) -> str:
         "2rf": "2-rectified flow, exact start, u-shaped times",
         "one": "… distilled",
         "direct": "direct distillation, exact start",
+        "many-pairs-one": "the paper's recipe, distilled on 8192 pairs",
         "few-pairs-one": "the paper's recipe, distilled on 1024 pairs",
         "few-pairs-direct": "direct distillation on 1024 pairs",
     }
