@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rectiflow.reproduce.figures import Figures
 from rectiflow.reproduce.labels import by_seed
+from rectiflow.reproduce.record import Record
 from rectiflow.reproduce.tables import value
 
 Tried = tuple[tuple[str, str], ...]
@@ -134,9 +133,9 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
 )
 
 
-def choices_table(record: dict[str, Any]) -> str:
+def choices_table(record: Record) -> str:
     """Each choice with what was tried and its figure; what was not run is left out."""
-    figures = Figures(record["rows"])
+    figures = Figures(record.rows)
     lines = ["| choice | by | measured |", "|---|---|---|"]
     for choice, by, tried in CHOICES:
         key, digits = MEASURES[by.partition(",")[0].partition(" in ")[0]]

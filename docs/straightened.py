@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tables import goals_table, percent
+
+from rectiflow.reproduce.record import Record
 
 REPRODUCTION = Path(__file__).parent / "reproduction/figures.json"
 SHIPPED = {
@@ -69,9 +70,9 @@ def straightening_section(results: Path) -> str:
 """
 
 
-def one_step_table(figures: dict[str, Any], rows: tuple[str, ...] = tuple(SHIPPED)) -> str:
+def one_step_table(figures: Record, rows: tuple[str, ...] = tuple(SHIPPED)) -> str:
     """The straightened models beside their teacher and direct distillation, as far as measured."""
-    if not set(rows) & set(figures["rows"]):
+    if not set(rows) & set(figures.rows):
         return ""
     lines = [
         "| model | steps | Fréchet distance (emoji-clip features, 5000) | CLIP score | "
@@ -79,7 +80,7 @@ def one_step_table(figures: dict[str, Any], rows: tuple[str, ...] = tuple(SHIPPE
         "|---|---|---|---|---|---|---|",
     ]
     for name in rows:
-        row = figures["rows"].get(name)
+        row = figures.rows.get(name)
         if row is None:
             continue
         judged = row["judge"]
@@ -101,8 +102,8 @@ def one_step_section(results: Path) -> str:
     text = f"""
 ## One step
 
-From [reproduction.md](reproduction.md) ({", ".join(figures["dates"])}, {figures["machine"]},
-{figures["dtype"]}): equal captions and noise, the judge on 600 pictures with 95 % intervals.
+From [reproduction.md](reproduction.md) ({figures.circumstances()},
+{figures.dtype}): equal captions and noise, the judge on 600 pictures with 95 % intervals.
 
 {one_step_table(figures) or "Not measured yet."}
 """
@@ -136,6 +137,6 @@ def inverting_section(results: Path) -> str:
     return "\n## Inverting straight and curved flows\n\n" + "\n".join(parts) if parts else ""
 
 
-def reproduction() -> dict[str, Any] | None:
-    """The figures of the reproduction; None if it was not run."""
-    return json.loads(REPRODUCTION.read_text()) if REPRODUCTION.exists() else None
+def reproduction() -> Record | None:
+    """The record of the reproduction; None if it was not run."""
+    return Record.read(REPRODUCTION) if REPRODUCTION.exists() else None

@@ -27,8 +27,9 @@ def replacing(file: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.replace(file)
-    finally:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(file: Path, text: str, *, shared: bool = False) -> None:
@@ -45,7 +46,7 @@ def write_csv(
     Args:
         file: In a folder that is there.
         rows: What is in each column; None and what is left out are empty cells.
-        columns: Their order; by default the first row's.
+        columns: Their order; by default the first row's, of which there must be one then.
     """
     with replacing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as open_:
         writer = csv.DictWriter(open_, list(rows[0]) if columns is None else columns)

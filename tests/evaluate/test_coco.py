@@ -73,6 +73,7 @@ def test_what_exists_is_not_made_again(model: FlowModel, unbroken: Run, tmp_path
     kept = {image.id: run.file(image).stat().st_mtime_ns for image in run.data.images[:4]}
     sitting = make_pictures(model, run, batch_size=3)
     assert (sitting.made, sitting.left) == (3, 0)
+    assert not unfinished.exists()
     assert kept == {image.id: run.file(image).stat().st_mtime_ns for image in run.data.images[:4]}
     assert pictures(run) == pictures(unbroken)
     again = make_pictures(model, run, batch_size=3)

@@ -119,6 +119,7 @@ def test_what_exists_is_not_made_again(
     unfinished = picture.with_name(f".{picture.name}.tmp")
     unfinished.write_bytes(b"half a picture")
     assert make_results(model, run) == []
+    assert not unfinished.exists()
     assert kept == {edit.id: run.result(edit).stat().st_mtime_ns for edit in first.data.edits}
     assert pictures(run) == pictures(unbroken)
 

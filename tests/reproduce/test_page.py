@@ -17,7 +17,7 @@ from rectiflow.reproduce.claims import CLAIMS
 from rectiflow.reproduce.drawings import SHEET
 from rectiflow.reproduce.instaflow import instaflow
 from rectiflow.reproduce.labels import OPTIONS, by_seed
-from rectiflow.reproduce.measuring import CHUNK
+from rectiflow.reproduce.measuring import CHUNK, MARK
 from rectiflow.reproduce.study import Flow, Pictures, Student
 from rectiflow.reproduce.workshop import Workshop
 from tests.reproduce.rows import SAMPLES, Row, flow, pictures
@@ -54,11 +54,13 @@ def hand_made(folder: Path) -> Workshop:
             case _:
                 continue
         columns = row.pop(SAMPLES, {})
+        row |= {"date": "2026-01-02", "machine": "m", "torch": "2", "rectiflow": "0"}
         (folder / "figures" / f"{item.name}.json").write_text(json.dumps(row))
         np.savez_compressed(folder / "figures" / f"{item.name}.samples.npz", **columns)
         (folder / "made" / item.name).write_text(place.fingerprints[item.name])
         if item.name in SHEET and isinstance(item, Pictures):
             place.pictures(item.name).mkdir(parents=True)
+            (place.pictures(item.name) / MARK).write_text(place.fingerprints[item.name])
             for first in range(0, item.num, CHUNK):
                 drawn = rng.integers(0, 256, (9, 64, 64, 3), np.uint8)
                 np.savez_compressed(place.pictures(item.name) / f"{first:05d}.npz", pictures=drawn)

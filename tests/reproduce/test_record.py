@@ -6,14 +6,17 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rectiflow.errors import InputError
-from rectiflow.reproduce import page
+from rectiflow.reproduce import drawings, page
 from rectiflow.reproduce.figures import Figures
 from rectiflow.reproduce.instaflow import instaflow
+from rectiflow.reproduce.measuring import MARK
 from rectiflow.reproduce.record import Record
 from rectiflow.reproduce.study import Flow, Study
 from rectiflow.reproduce.workshop import Workshop
@@ -47,7 +50,7 @@ def test_the_page_from_the_record_alone(tmp_path: Path) -> None:
     _, file, record = recorded(tmp_path)
     text, before = checked(file), record.json()
     other = elsewhere(tmp_path)
-    page.write(other, file, record.still(other))
+    page.write(other, file, record)
     assert checked(file) == text
     again = Record.read(page.record_of(file))
     assert again.json() == before and len(again.gaps) > 20
@@ -61,48 +64,130 @@ def test_without_the_record_there_is_nothing(tmp_path: Path) -> None:
 
 
 def test_a_row_of_the_folder_counts_before_the_record_s(tmp_path: Path) -> None:
-    """What else was compared with the row it takes the place of is no longer known."""
+    """A difference is the record's until single pictures of both rows are there."""
     place, _, record = recorded(tmp_path)
     other = elsewhere(tmp_path)
+    before = Figures.read(place).difference([SHIPS], [TEACHER])
+    assert before is not None
     copy_row(place, other, SHIPS[0])
-    same = Figures.read(other, record)
-    expected = Figures.read(place).difference([SHIPS], [TEACHER])
-    assert expected is not None and same.difference([SHIPS], [TEACHER]) == expected
-    file = other.folder / "figures" / f"{SHIPS[0]}.json"
-    row = json.loads(file.read_text())
+    figures = other.folder / "figures" / SHIPS[0]
+    row = json.loads(figures.with_suffix(".json").read_text())
     row["straightness"]["mean"] += 1
-    file.write_text(json.dumps(row))
+    figures.with_suffix(".json").write_text(json.dumps(row))
+    columns = Figures.read(place).samples[SHIPS[0]]
+    columns["straightness"] = columns["straightness"] + 1
+    np.savez(figures.with_suffix(".samples.npz"), **columns)  # type: ignore[arg-type]
     found = Figures.read(other, record)
     mean = found.of(*SHIPS)
     assert mean is not None and mean.mean == row["straightness"]["mean"]
-    assert found.difference([SHIPS], [TEACHER]) is None
+    assert found.difference([SHIPS], [TEACHER]) == before
     copy_row(place, other, TEACHER[0])
-    assert Figures.read(other, record).difference([SHIPS], [TEACHER]) is not None
+    after = Figures.read(other, record).difference([SHIPS], [TEACHER])
+    assert after is not None and after.mean == pytest.approx(before.mean + 1)
+
+
+def changed(study: Study, name: str) -> Study:
+    """A study of which one row, of a flow, is of another number of trajectories."""
+    items = (
+        dataclasses.replace(item, num=3) if item.name == name and isinstance(item, Flow) else item
+        for item in study.items
+    )
+    return dataclasses.replace(study, items=tuple(items))
 
 
 def test_rows_that_no_longer_follow_from_the_study_are_left(tmp_path: Path) -> None:
-    _, _, record = recorded(tmp_path)
-    study = instaflow("full")
-    items = tuple(
-        dataclasses.replace(item, num=3)
-        if item.name == TEACHER[0] and isinstance(item, Flow)
-        else item
-        for item in study.items
-    )
-    other = elsewhere(tmp_path, dataclasses.replace(study, items=items))
-    still = record.still(other)
-    assert record.made.keys() - still.made.keys() == {TEACHER[0]}
-    assert record.rows.keys() - still.rows.keys() == {TEACHER[0]}
-    assert still.gaps and not any(TEACHER[0] in gap for gap in still.gaps)
-
-
-def test_days_are_added(tmp_path: Path) -> None:
+    """And what was compared with them, since of single pictures nothing is kept."""
     place, file, record = recorded(tmp_path)
-    page.write(place, file, dataclasses.replace(record, dates=("2001-02-03",)))
-    assert f"(2001-02-03, {record.dates[0]}, " in checked(file)
+    other = elsewhere(tmp_path, changed(place.study, TEACHER[0]))
+    still = record.still(other)
+    partners = {gap[0] for gap in record.gaps if gap[2] == TEACHER[0]}
+    assert partners == {SHIPS[0]}
+    assert record.made.keys() - still.made.keys() == {TEACHER[0], *partners}
+    assert record.rows.keys() - still.rows.keys() == {TEACHER[0], *partners}
+    assert still.gaps and not any(TEACHER[0] in gap for gap in still.gaps)
+    page.write(other, file, record)
+    missing = checked(file).partition("## Not run")[2]
+    assert all(f"`{name}`" in missing for name in (TEACHER[0], *partners))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"gaps": [1], "dates": []}', '{"gaps": [[1]]}'])
+def test_each_row_has_its_own_day_and_machine(tmp_path: Path) -> None:
+    """Those of the rows count, not those of who writes the page."""
+    _, file, record = recorded(tmp_path)
+    for number, row in enumerate(record.rows.values()):
+        row |= {"date": f"2001-02-0{1 + number % 2}", "machine": "abacus", "torch": "9.9"}
+    other = elsewhere(tmp_path)
+    page.write(other, file, record)
+    text = checked(file)
+    assert "(2001-02-01, 2001-02-02, abacus, torch 9.9, rectiflow " in text
+    page.write(other, file)
+    assert "(nothing is measured yet)" in checked(file)
+
+
+def test_a_row_that_ends_while_the_page_is_written_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process finishes it after the figures were read: the next page has it."""
+    place, file, _ = recorded(tmp_path)
+    late = elsewhere(tmp_path)
+    drawn = drawings.draw_all
+
+    def draw(*words: Any) -> dict[str, str]:
+        copy_row(place, late, TEACHER[0])
+        return drawn(*words)
+
+    monkeypatch.setattr(drawings, "draw_all", draw)
+    page.write(late, file)
+    record = Record.read(page.record_of(file))
+    assert late.there(late.study.item(TEACHER[0])) and not record.rows and not record.made
+
+
+def test_the_sheet_stays_as_long_as_it_is_of_the_same_rows(tmp_path: Path) -> None:
+    place, file, record = recorded(tmp_path)
+    sheet = file.with_suffix("") / page.SHEET_FILE
+    before = sheet.read_bytes()
+    other = elsewhere(tmp_path)
+    page.write(other, file, record)
+    assert sheet.read_bytes() == before and "(page/pictures.png)" in checked(file)
+    # Pictures that are not the row's: nothing is drawn of them.
+    name = "teacher-at-25"
+    shutil.copytree(place.pictures(name), other.pictures(name))
+    (other.pictures(name) / MARK).write_text("of something else")
+    page.write(other, file, record)
+    assert sheet.read_bytes() == before
+    rows = {key: row for key, row in record.rows.items() if key != name}
+    made = {key: mark for key, mark in record.made.items() if key != name}
+    page.write(other, file, dataclasses.replace(record, rows=rows, made=made))
+    assert not sheet.exists() and "pictures.png" not in checked(file)
+
+
+WHOLE = {
+    **dict.fromkeys(("study", "size", "dtype"), "x"),
+    **{name: {} for name in ("made", "rows", "sheet", "claims")},
+    "gaps": [],
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": []},
+        {"made": ["a"]},
+        {"rows": {"flow-teacher": None}},
+        {"gaps": [["flow-teacher", "x"]]},
+        {"gaps": [["a", "b", "c", "d", "e", 0]]},
+        {"study": 1},
+    ],
+)
+def test_parts_of_a_record_that_are_none(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps(WHOLE))
+    assert Record.read(file).rows == {}
+    file.write_text(json.dumps(WHOLE | wrong))
+    with pytest.raises(InputError, match=r"figures\.json is not the record of a page"):
+        Record.read(file)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
 def test_what_is_no_record(tmp_path: Path, text: str) -> None:
     file = tmp_path / "figures.json"
     file.write_text(text)

@@ -76,8 +76,9 @@ def reproduce(
         bool,
         typer.Option(
             "--amend",
-            help="Keep rows that the page's record has and the folder lacks, as long as they "
-            "follow from the same study and models; the others are made.",
+            help="Keep rows that the page's record has and the folder lacks, as long as the study "
+            "and the shipped models are the same. The others are made, with what they need; so is "
+            "all that --only names.",
         ),
     ] = False,
     dtype: options.NetworkDtype = options.Dtype.float32,
@@ -105,9 +106,12 @@ def reproduce(
         if file.suffix != ".md":
             raise InputError(f"--page {file}: give a file that ends in .md; it is Markdown")
         workshop = Workshop(study, folder, getattr(torch, dtype.value))
-        before = Record.read(written.record_of(file)).still(workshop) if amend else None
+        record = written.record_of(file)
+        before = Record.read(record) if amend or record.exists() else None
+        if before is not None:
+            before.check(workshop)
         if only is None:
-            made = before.made if before else {}
+            made = before.still(workshop).made if before and amend else {}
             only = [item.name for item in study.items if item.name not in made]
         try:
             items = study.only(only)
@@ -120,7 +124,8 @@ def reproduce(
         check_folder(folder, study, workshop.dtype)
         started = time.perf_counter()
         waiting = work_together(workshop, items, processes, max_minutes, terminal.note)
-        summary = written.write(workshop, file, before)
+        # Read again, since another command may have amended the page meanwhile.
+        summary = written.write(workshop, file, Record.read(record) if amend else None)
         data = {
             "paper": paper.value,
             "size": size.value,

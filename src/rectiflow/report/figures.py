@@ -151,7 +151,11 @@ def bar_with_intervals(
 
 
 def save_figure(figure: Figure, path: str | PathLike[str]) -> Path:
-    """Save a figure as SVG or PNG, by the name's ending, and return its path."""
+    """Save a figure as SVG or PNG, by the name's ending, and return its path.
+
+    Raises:
+        ValueError: Matplotlib has no format of this ending.
+    """
     path = Path(path)
     kind = path.suffix.removeprefix(".")
     undated = {"Date": None} if kind == "svg" else None

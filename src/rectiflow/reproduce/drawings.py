@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,6 @@ SHEET = {
     "emoji-instaflow-at-1": "emoji-instaflow, 1",
 }
 """Rows of the sheet, from above."""
-SHEET_FILE = "pictures.png"
 
 
 def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, str]:
@@ -66,12 +65,31 @@ def draw_all(workshop: Workshop, figures: Figures, folder: Path) -> dict[str, st
     if (figure := _by_samples(workshop, figures)) is not None:
         save_figure(figure, folder / "samples.svg")
         drawn["samples.svg"] = "Fréchet distance of one step by the samples trained on"
-    sheet = [name for name in SHEET if name in figures.rows]
-    if sheet and all(has_pictures(workshop, name) for name in sheet):
-        _sheet(workshop, sheet, folder / SHEET_FILE)
-    if sheet and (folder / SHEET_FILE).is_file():  # drawn before, where rows are of a record
-        drawn[SHEET_FILE] = "Equal captions and noise in every column"
     return drawn
+
+
+def draw_sheet(
+    workshop: Workshop, figures: Figures, file: Path, before: Mapping[str, str]
+) -> dict[str, str]:
+    """Draw the first pictures of the rows of `SHEET` that are there.
+
+    Args:
+        workshop: Where the pictures lie.
+        figures: Whose rows.
+        file: The sheet; it stays if it is of the same rows and their pictures are gone.
+        before: What it shows now, as returned.
+
+    Returns:
+        The rows that it shows, and their fingerprints; none if there is no sheet.
+    """
+    rows = {name: workshop.fingerprints[name] for name in SHEET if name in figures.rows}
+    if rows and all(has_pictures(workshop, name) for name in rows):
+        _sheet(workshop, list(rows), file)
+        return rows
+    if rows == before and file.is_file():
+        return rows
+    file.unlink(missing_ok=True)
+    return {}
 
 
 def _series(values: dict[float, Estimate]) -> tuple[list[float], list[float], list[list[float]]]:

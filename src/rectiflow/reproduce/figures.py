@@ -93,8 +93,7 @@ class Figures:
             elif item.name in old:
                 found.rows[item.name] = old[item.name]
         for row, figure, other, its, mean, half in before.gaps if before else ():
-            if all(found.rows[name] == old[name] for name in (row, other)):
-                found.gaps[(row, figure), (other, its)] = mean, half
+            found.gaps[(row, figure), (other, its)] = mean, half
         return found
 
     def of(self, name: str, figure: str) -> Estimate | None:

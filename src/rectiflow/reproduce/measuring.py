@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rectiflow._version import __version__
 from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.evaluate.clip_features import image_features
 from rectiflow.evaluate.emoji_models import load_clip
@@ -38,6 +41,8 @@ COMPARED = 1000
 CHUNK = 500
 """Pictures that are kept together while a row is drawn."""
 BATCH = 50
+MARK = "fingerprint.txt"
+"""What a row's kept pictures follow from."""
 FEW_STEPS = (1, 2, 4, 8)
 
 
@@ -79,7 +84,7 @@ def _drawn(workshop: Workshop, row: Pictures, model: FlowModel) -> NDArray[np.ui
     Unless the row, or the model that drew them, has changed since.
     """
     folder, now = workshop.pictures(row.name), workshop.fingerprints[row.name]
-    mark = folder / "fingerprint.txt"
+    mark = folder / MARK
     if not mark.is_file() or mark.read_text(encoding="utf-8") != now:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -117,6 +122,9 @@ def pictures(workshop: Workshop, name: str, limit: int | None = None) -> NDArray
 
 def has_pictures(workshop: Workshop, name: str) -> bool:
     """Whether the first pictures of a row lie in the folder."""
+    mark = workshop.pictures(name) / MARK
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != workshop.fingerprints[name]:
+        return False
     return (workshop.pictures(name) / f"{0:05d}.npz").is_file()
 
 
@@ -191,6 +199,10 @@ def _reference(workshop: Workshop) -> GaussianStatistics:
 
 def _circumstances(workshop: Workshop, model: FlowModel) -> dict[str, Any]:
     return {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+        "rectiflow": __version__,
         "weight_hash": model.weight_hash,
         "dtype": str(workshop.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

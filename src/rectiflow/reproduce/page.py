@@ -28,12 +28,20 @@ def write(
         file: The page, Markdown; pictures go into a folder of its name beside it.
         before: An earlier record, of which is taken what the workshop does not have.
 
+    Raises:
+        InputError: That is of another study, size or dtype.
+
     Returns:
         By letter `{"claim", "verdict", "sentence"}`.
     """
+    before = before.still(workshop) if before else None
     figures = Figures.read(workshop, before)
     verdicts = all_claims(figures)
     pictures = drawings.draw_all(workshop, figures, file.with_suffix(""))
+    shown = before.sheet if before else {}
+    sheet = drawings.draw_sheet(workshop, figures, file.with_suffix("") / SHEET_FILE, shown)
+    if sheet:
+        pictures[SHEET_FILE] = "Equal captions and noise in every column"
     tables = [
         _pictures_table(figures),
         _seeds_table(figures),
@@ -50,7 +58,7 @@ def write(
         for verdict in verdicts
     }
     gaps = [(*cell, *other, *gap) for (cell, other), gap in figures.gaps.items()]
-    record = Record.of(workshop, figures.rows, gaps, claims, before)
+    record = Record.of(workshop, figures.rows, gaps, sheet, claims, before)
     sections = [
         _head(workshop.study, record),
         _verdict_table(verdicts),
@@ -75,7 +83,7 @@ def _head(study: Study, record: Record) -> str:
     return f"""# InstaFlow on the embedded world
 
 Written by `rectiflow reproduce {study.name} --size {study.size} --dtype {record.dtype}`
-({", ".join(record.dates)}, {record.machine}, torch {record.torch}, rectiflow {record.rectiflow}).
+({record.circumstances()}).
 The teacher is `emoji-sd`, a U-Net of 4.8 M parameters; {pairs} pairs were made and {samples}
 samples trained on. It is the paper's experiment (Liu et al. 2023, arXiv 2309.06380) in the size of
 a world of emoji: signs and rankings can be compared with the paper's, figures cannot.
@@ -116,6 +124,7 @@ def _quality(figures: Figures, label: str, names: Sequence[str]) -> tuple[str, .
     )
 
 
+SHEET_FILE = "pictures.png"
 PAIRS = {
     "small": "All are trained on 1024 pairs.",
     "full": """Reflow and direct distillation have 8192 pairs where nothing else is said,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from pydantic import TypeAdapter, ValidationError
 
-from rectiflow._version import __version__
 from rectiflow.errors import InputError
+from rectiflow.reproduce.study import Store, Student
 from rectiflow.reproduce.workshop import Workshop
 
 Row = dict[str, Any]
@@ -29,27 +26,21 @@ class Record:
         study: Its name.
         size: How much of it.
         dtype: Of the networks.
-        dates: The days of which its rows are.
-        machine: The last day's processor.
-        torch: Its version.
-        rectiflow: Its version.
         made: Fingerprints of all items that were there, by name.
         rows: Figures by row.
         gaps: Differences of rows, picture by picture; of single pictures nothing else is kept.
+        sheet: Fingerprints of the rows whose pictures are beside the page, by name.
         claims: As `page.write` returns them.
     """
 
     study: str
     size: str
     dtype: str
-    dates: tuple[str, ...]
-    machine: str
-    torch: str
-    rectiflow: str
     made: dict[str, str]
     rows: dict[str, Row]
-    gaps: tuple[Gap, ...] = ()
-    claims: dict[str, dict[str, str]] | None = None
+    gaps: tuple[Gap, ...]
+    sheet: dict[str, str]
+    claims: dict[str, dict[str, str]]
 
     @classmethod
     def of(
@@ -57,47 +48,76 @@ class Record:
         workshop: Workshop,
         rows: dict[str, Row],
         gaps: Iterable[Gap],
+        sheet: Mapping[str, str],
         claims: dict[str, dict[str, str]],
         before: Record | None = None,
     ) -> Record:
-        """Of what lies in a workshop, and of what an earlier record has beside it."""
-        there = {item.name for item in workshop.study.items if workshop.there(item)}
-        if before is not None:
-            there |= before.made.keys()
-        today = datetime.date.today().isoformat()
+        """Of the rows of a page, and what of its pairs and students is or was there."""
+        earlier = before.made if before else {}
+
+        def made(name: str) -> bool:
+            item = workshop.study.item(name)
+            if isinstance(item, Store | Student):
+                return name in earlier or workshop.there(item)
+            return name in rows
+
         return cls(
             *_kind(workshop),
-            tuple(sorted({*(before.dates if before else ()), today})),
-            platform.machine(),
-            str(torch.__version__),
-            __version__,
-            {name: mark for name, mark in workshop.fingerprints.items() if name in there},
+            {name: mark for name, mark in workshop.fingerprints.items() if made(name)},
             rows,
             tuple(gaps),
+            dict(sheet),
             claims,
         )
 
     def still(self, workshop: Workshop) -> Record:
         """What of it follows from the study and the models as they are now.
 
+        Nor is there any more what was compared with a row that has changed: its figures are, but
+        those of its single pictures are not.
+
         Raises:
             InputError: It is of another study, size or dtype.
+        """
+        self.check(workshop)
+        now = workshop.fingerprints
+        same = {name for name, mark in self.made.items() if now.get(name) == mark}
+        lost = {
+            name
+            for one, _, other, *_ in self.gaps
+            for name in (one, other)
+            if not {one, other} <= same
+        }
+        made = {name: mark for name, mark in self.made.items() if name in same - lost}
+        rows = {name: row for name, row in self.rows.items() if name in made}
+        gaps = tuple(gap for gap in self.gaps if gap[0] in rows and gap[2] in rows)
+        return replace(self, made=made, rows=rows, gaps=gaps)
+
+    def check(self, workshop: Workshop) -> None:
+        """See that it is of a study, size and dtype.
+
+        Raises:
+            InputError: It is of others.
         """
         theirs, ours = (self.study, self.size, self.dtype), _kind(workshop)
         if theirs != ours:
             raise InputError(
-                f"--amend: the page is of {' '.join(theirs)} and not of {' '.join(ours)}: "
-                "give another --page, or the options it was written with"
+                f"the page is of {' '.join(theirs)} and not of {' '.join(ours)}: give another "
+                "--page, or the options it was written with"
             )
-        now = workshop.fingerprints
-        made = {name: mark for name, mark in self.made.items() if now.get(name) == mark}
-        rows = {name: row for name, row in self.rows.items() if name in made}
-        gaps = tuple(gap for gap in self.gaps if gap[0] in rows and gap[2] in rows)
-        return Record(**vars(self) | {"made": made, "rows": rows, "gaps": gaps})
+
+    def circumstances(self) -> str:
+        """When, on what and with what its rows were measured."""
+        values = ((str(row[key]) for row in self.rows.values()) for key in ("date", "machine"))
+        parts = [", ".join(sorted(set(found))) for found in values]
+        for name in ("torch", "rectiflow"):
+            versions = sorted({str(row[name]) for row in self.rows.values()})
+            parts.append(f"{name} {', '.join(versions)}")
+        return ", ".join(parts) if self.rows else "nothing is measured yet"
 
     def json(self) -> str:
         """What is written into the file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
     def read(cls, file: Path) -> Record:
@@ -107,16 +127,17 @@ class Record:
             InputError: There is none, or the file is none.
         """
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            gaps = tuple((*map(str, gap[:4]), *map(float, gap[4:])) for gap in found["gaps"])
-            return cls(**found | {"dates": tuple(found["dates"]), "gaps": gaps})
+            return _ADAPTER.validate_json(file.read_bytes())
         except FileNotFoundError as error:
-            raise InputError(f"--amend: there is no {file}: leave --amend out") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"there is no {file}, the record of a page, to amend") from error
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
             raise InputError(
-                f"--amend: {file} is not the record of a page ({type(error).__name__}: {error}): "
-                "restore it, or leave --amend out"
+                f"{file} is not the record of a page ({reason}): restore or remove it"
             ) from error
+
+
+_ADAPTER = TypeAdapter(Record)
 
 
 def _kind(workshop: Workshop) -> tuple[str, str, str]:
