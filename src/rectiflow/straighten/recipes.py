@@ -168,9 +168,10 @@ def _stacked() -> Recipe:
 
 def _toy() -> Recipe:
     common: dict[str, Any] = {
-        "start": "exact",
+        "start": "reuse",
         "batch_size": 32,
-        "learning_rate": 2e-4,
+        "learning_rate": 3e-4,
+        "loss": "pseudo_huber",
         "warmup_steps": 20,
         "ema_decay": 0.995,
         "measure_every": 100,
@@ -179,17 +180,15 @@ def _toy() -> Recipe:
         "checkpoint_minutes": 1,
     }
     teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 256)
-    reflowed = PairPlan("reflow", "euler", 25, 1.5, 256)
-    distill = common | {"kind": "distill", "learning_rate": 1e-4}
+    reflowed = PairPlan("reflow", "euler", 8, 1.0, 256)
+    distill = common | {"kind": "distill"}
     pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "steps": 40}
     return Recipe(
         "toy",
         "minutes on a CPU with the embedded emoji-sd: to see every part at work, not for quality",
         "emoji-sd",
         (
-            Phase(
-                "reflow", common | {"kind": "reflow", "steps": 250, "time_law": "u_shaped"}, teacher
-            ),
+            Phase("reflow", common | {"kind": "reflow", "steps": 250}, teacher),
             Phase("distill-l2", distill | {"steps": 150}, reflowed),
             Phase("distill-clip", distill | pictures, reflowed),
         ),
