@@ -303,8 +303,8 @@ PSNR to the true target by kind of edit, dB:
         for name in ("emoji-2rf", "emoji-instaflow"):
             rows = tuple(row for row in SHIPPED if row.startswith(("teacher", name)))
             card = ROOT / "src/rectiflow/weights" / name / "README.md"
-            made = f"{straightened['date']}, {straightened['machine']}"
-            fill(card, f"{one_step_table(straightened, rows) or 'Not measured yet.'}\n\n{made}.")
+            shown = one_step_table(straightened, rows) or "Not measured yet."
+            fill(card, f"{shown}\n\n{straightened.circumstances()}.")
     demo_picture(ROOT / "demo")
 
 
