@@ -50,8 +50,12 @@ def reflow_first(by: float) -> Rows:
         "direct-0-at-1": pictures(20),
         **seeds("paper-one", 20 + by),
         **seeds("paper-direct", 20),
-        **{f"paper-one-of-1-in-{share}-at-1": pictures(20 + by) for share in SHARES},
-        **{f"paper-direct-of-1-in-{share}-at-1": pictures(20) for share in SHARES},
+        **{
+            f"{kind}-{student}-of-1-in-{share}-at-1": pictures(20 + (student == "one") * by)
+            for kind in ("paper", "tuned")
+            for student in ("one", "direct")
+            for share in SHARES
+        },
         **seeds("many-pairs-one", 20 + by),
         "few-pairs-one-0-at-1": pictures(20 + by),
         "few-pairs-direct-0-at-1": pictures(20),

@@ -111,6 +111,14 @@ def _reflow_first(figures: Figures) -> Decision:
             compared(f"with one in {share} of the samples", *_share(share), "frechet")
             for share in SHARES
         ),
+        *(
+            compared(
+                f"with one in {share}, in batches of 8, by pseudo-Huber and Muon",
+                *_share(share, "tuned"),
+                "frechet",
+            )
+            for share in SHARES
+        ),
         compared(
             "both distilled on 8192 pairs",
             seeded("many-pairs-one"),
@@ -154,8 +162,8 @@ def _recognised(figures: Figures) -> Decision:
     return _prefixed("emoji recognised by", found)
 
 
-def _share(share: int) -> tuple[list[str], list[str]]:
-    return [f"paper-one-of-1-in-{share}-at-1"], [f"paper-direct-of-1-in-{share}-at-1"]
+def _share(share: int, kind: str = "paper") -> tuple[list[str], list[str]]:
+    return [f"{kind}-one-of-1-in-{share}-at-1"], [f"{kind}-direct-of-1-in-{share}-at-1"]
 
 
 def _prefixed(words: str, found: Decision) -> Decision:
