@@ -58,6 +58,11 @@ CHOICES: tuple[tuple[str, str, Tried], ...] = (
         (("L2", "flow-paper-2rf-0"), ("pseudo-Huber", "flow-2rf-loss-huber")),
     ),
     (
+        "after distillation, 3072 samples by LPIPS in `emoji-clip`'s features",
+        f"{DISTANCE} in one step",
+        (("without", "emoji-instaflow-at-1"), ("with", "emoji-instaflow-clip-at-1")),
+    ),
+    (
         "optimiser",
         ERROR,
         (
