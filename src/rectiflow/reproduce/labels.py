@@ -10,7 +10,7 @@ OPTIONS = {
     "2rf-time-logit-normal": "logit-normal times",
     "2rf-time-grid": "only the time of one step",
     "2rf-loss-huber": "pseudo-Huber",
-    "2rf-loss-lpips-huber": "LPIPS-Huber in emoji-clip's features, a quarter of the samples",
+    "2rf-loss-lpips-huber": "LPIPS-Huber, a quarter of the samples",
     "2rf-curation-longest": "without the tenth of longest pairs",
     "2rf-curation-flip": "half of the pairs mirrored",
     "2rf-coupling-annealed": "annealed from independent noise",
