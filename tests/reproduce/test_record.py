@@ -119,6 +119,8 @@ def test_each_row_has_its_own_day_and_machine(tmp_path: Path) -> None:
     page.write(other, file, record)
     text = checked(file)
     assert "(2001-02-01, 2001-02-02, abacus, torch 9.9, rectiflow " in text
+    del record.rows[TEACHER[0]]["date"]
+    assert record.circumstances().startswith("2001-02-01, 2001-02-02, unknown, abacus, torch 9.9")
     page.write(other, file)
     assert "(nothing is measured yet)" in checked(file)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rectiflow.app import options, record
-from rectiflow.app.console import evaluations, json_text, session
+from rectiflow.app.console import evaluations, session
 from rectiflow.app.results import inversion_data, method_name, source_hash
+from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def chain(
                 save_png(turn.one_shot, output / f"one-shot-{number}.png", shot)
         save_png(result.sheet(), output / "sheet.png", made | {"role": "sheet"})
         data = _data(result, made, one_shot, terminal.warnings)
-        (output / "chain.json").write_text(json_text(data) + "\n", encoding="utf-8")
+        write_json(output / "chain.json", data)
         terminal.result(data, _summary(result, output))
 
 

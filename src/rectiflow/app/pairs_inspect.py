@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rectiflow.app import options
-from rectiflow.app.console import Session, json_text, one_line, session
+from rectiflow.app.console import Session, one_line, session
 from rectiflow.app.pairs import commands as commands
+from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def inspect_pairs(
             data["pictures"] = None if pictures is None else SHEET
         data["warnings"] = terminal.warnings
         if output is not None:
-            (output / FIGURES).write_text(json_text(data) + "\n", encoding="utf-8")
+            write_json(output / FIGURES, data)
         terminal.result(data, "\n".join(lines))
         if found.faults:
             rest = len(found.faults) - 1

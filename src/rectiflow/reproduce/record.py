@@ -108,12 +108,15 @@ class Record:
 
     def circumstances(self) -> str:
         """When, on what and with what its rows were measured."""
-        values = ((str(row[key]) for row in self.rows.values()) for key in ("date", "machine"))
-        parts = [", ".join(sorted(set(found))) for found in values]
-        for name in ("torch", "rectiflow"):
-            versions = sorted({str(row[name]) for row in self.rows.values()})
-            parts.append(f"{name} {', '.join(versions)}")
-        return ", ".join(parts) if self.rows else "nothing is measured yet"
+
+        def values(key: str) -> str:
+            # A row that another version wrote may not say.
+            return ", ".join(sorted({str(row.get(key, "unknown")) for row in self.rows.values()}))
+
+        if not self.rows:
+            return "nothing is measured yet"
+        versions = (f"{name} {values(name)}" for name in ("torch", "rectiflow"))
+        return ", ".join((values("date"), values("machine"), *versions))
 
     def json(self) -> str:
         """What is written into the file."""
