@@ -125,7 +125,7 @@ def batch(preset: Preset, sources: list[int], targets: list[int]) -> Edited:
     work = EditTask(
         path=path,
         grid=grid,
-        source=model.encode_prompt(inverted),
+        source=model.encode_prompt(prompts),
         target=model.encode_prompt([TARGETS[number] for number in targets]),
         owners=tuple(owners),
         token_maps=torch.stack(maps),

@@ -52,7 +52,8 @@ def test_no_source_prompt() -> None:
     for preset in ("exact", "fast", "euler"):
         assert "No source prompt was given" in said(model, prompt="", preset=preset)
         assert "No source prompt" not in said(model, preset=preset)
-    # This one inverts under the empty prompt whatever it is given.
+    # These invert under the empty prompt whatever they are given, and one never asks for it.
+    assert "No source prompt" in said(model, prompt="", preset="uniedit", inversion_prompt="empty")
     assert "No source prompt" not in said(model, prompt="", preset="rf-inversion")
 
 

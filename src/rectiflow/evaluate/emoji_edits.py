@@ -32,6 +32,7 @@ from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
 from rectiflow.models.flux import FluxModel
 from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.prompts import Conditioning
 from rectiflow.models.weights import weight_hash
 from rectiflow.steer.alignment import align
 from rectiflow.steer.editing import edit_latents
@@ -77,15 +78,16 @@ def invert_cases(
     """Invert the sources of a batch of cases by a preset; what is left is to edit them."""
     latents = model.encode_image(pictures([case.source for case in batch]))
     grid = grid_for(model, preset, latents)
-    empty = preset.inversion_prompt == "empty"
-    source = model.encode_prompt(["" if empty else case.source_prompt for case in batch])
+    source = model.encode_prompt([case.source_prompt for case in batch])
+    field = GuidedVelocity(model, _inverted_under(model, source, preset))
     seeds = tuple(case.seed for case in batch)
     alignments = [align(model, case.source_prompt, case.target_prompt) for case in batch]
     mask = None
     if masked == "given":
         mask = latent_mask(masks(batch).float(), latents.shape).to(model.device)
+    path = invert_latents(field, latents, grid, preset, seeds=seeds)
     return EditTask(
-        path=invert_latents(GuidedVelocity(model, source), latents, grid, preset, seeds=seeds),
+        path=path if preset.inversion_prompt == "source" else path.under_another_prompt(),
         grid=grid,
         source=source,
         target=model.encode_prompt([case.target_prompt for case in batch]),
@@ -97,10 +99,14 @@ def invert_cases(
     )
 
 
+def _inverted_under(model: FlowModel, source: Conditioning, preset: Preset) -> Conditioning:
+    return source if preset.inversion_prompt == "source" else model.encode_prompt("")
+
+
 @torch.no_grad()
 def reconstruction_psnr(model: FlowModel, task: EditTask, preset: Preset) -> Tensor:
     """How well sources come back without compensation, dB against the codec's own: ``[B]``."""
-    field = GuidedVelocity(model, task.source)
+    field = GuidedVelocity(model, _inverted_under(model, task.source, preset))
     solver = SCHEMES[preset.scheme].solver(task.path, task.grid, torch.tensor(task.owners))
     x, memory = task.trajectory[0], None
     for step, (t, t_next) in enumerate(pairwise(task.grid)):

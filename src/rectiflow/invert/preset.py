@@ -29,11 +29,23 @@ Inject = Literal["image", "all"]
 Feature = Literal["query", "key", "value"]
 
 SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
-    "euler": ("time",),
-    "ddim": ("time",),
-    "fixed_point": ("iterations", "tolerance", "average", "warm_start", "stop_at_query"),
-    "rf_inversion": ("gamma", "noise_seed"),
-    "dna": ("noise_seed",),
+    "euler": ("inversion_prompt", "time"),
+    "ddim": ("inversion_prompt", "time"),
+    "fixed_point": (
+        "inversion_prompt",
+        "iterations",
+        "tolerance",
+        "average",
+        "warm_start",
+        "stop_at_query",
+    ),
+    "query_offset": ("inversion_prompt",),
+    "two_step": ("inversion_prompt",),
+    "midpoint": ("inversion_prompt",),
+    "fireflow": ("inversion_prompt",),
+    "uni_inv": ("inversion_prompt",),
+    "rf_inversion": ("inversion_prompt", "gamma", "noise_seed"),
+    "dna": ("inversion_prompt", "noise_seed"),
     "interpolation": ("noise_seed",),
     "renoising": ("noise_seed",),
 }
@@ -78,7 +90,7 @@ class Preset:
     scheme: SchemeName = "fixed_point"
     """A name of `SCHEMES`."""
     inversion_prompt: Literal["source", "empty"] = "source"
-    """The prompt under which the image is inverted."""
+    """The prompt under which the image is inverted; it is edited as an image of the source's."""
     iterations: int = 5
     """At most iterations + 1 evaluations of the network in a step; 0 is Euler's inversion."""
     tolerance: float = 0.0
@@ -202,6 +214,26 @@ class Preset:
             raise InputError("mask_from is 'attention' without a mask_threshold: give one above 0")
         for feature in self.features:
             _check_choice("features", feature, get_args(Feature))
+        self.check_inversion_prompt()
+        kept = (self.method, self.source_features) == ("two_branch", "inversion")
+        if self.inversion_prompt == "empty" and kept:
+            raise InputError(
+                "inversion_prompt is 'empty', and features kept from that inversion would not be "
+                "the source prompt's: give source_features 'recompute', or leave inversion_prompt "
+                "out"
+            )
+
+    def check_inversion_prompt(self) -> None:
+        """Refuse an inversion under the empty prompt where the edit lives by the source's.
+
+        Raises:
+            InputError: the method takes the inversion's own velocities for the source's.
+        """
+        if self.inversion_prompt == "empty" and self.method == "dna_edit":
+            raise InputError(
+                "inversion_prompt is 'empty', and the source's velocities of dna_edit are those "
+                "of the inversion: invert under the source prompt"
+            )
 
     def check_used(self, names: Sequence[str] | dict[str, Any]) -> None:
         """Refuse settings that would have no effect.

@@ -66,6 +66,10 @@ class InversionResult:
         }
         return dataclasses.replace(self, **moved)
 
+    def under_another_prompt(self) -> InversionResult:
+        """The states alone: velocities and features found under one prompt are not another's."""
+        return dataclasses.replace(self, velocities=None, features=None)
+
     def correction(self, grid: Tensor, step: int) -> Tensor | None:
         """``x_{i+1} − x_i − h_i v_i``: what compensation adds to a step; None if unknown."""
         if self.velocities is None:

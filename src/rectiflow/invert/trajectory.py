@@ -123,12 +123,19 @@ class Inversion:
 
     @property
     def inverted_prompt(self) -> str:
-        """The prompt under which the path was found."""
-        return "" if self.preset.inversion_prompt == "empty" else self.source_prompt
+        """The prompt under which the path was found; a generated one is always the source's."""
+        empty = self.preset.inversion_prompt == "empty" and self.seed is None
+        return "" if empty else self.source_prompt
+
+    @property
+    def source_path(self) -> InversionResult:
+        """The path as the source's row of an edit follows it, under `source_prompt`."""
+        same = self.inverted_prompt == self.source_prompt
+        return self.path if same else self.path.under_another_prompt()
 
     @torch.no_grad()
     def reconstruct(self, compensate: bool = True) -> Reconstruction:
-        """Generate the image again from its noise under the source prompt.
+        """Generate the image again from its noise under the prompt it was inverted under.
 
         Args:
             compensate: add to every velocity what returns the stored path (stage II of FTEdit,

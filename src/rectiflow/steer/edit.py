@@ -210,6 +210,7 @@ def edit(
     if isinstance(image, Inversion):
         check_reuse(image, model, source_prompt, settings)
         chosen = chosen.inverted_as(image.preset)
+        chosen.check_inversion_prompt()
     targets = as_prompts(prompts)
     # Whatever is wrong is found before the work.
     check_controls(model, chosen, windows=bool(windows))
@@ -242,9 +243,9 @@ def edit(
         fitted = inversion.restore.fit_mask(drawn)
         cells = latent_mask(fitted, inversion.latents.shape).to(model.device)
     task = EditTask(
-        path=inversion.path,
+        path=inversion.source_path,
         grid=inversion.grid,
-        source=inversion.conditioning,
+        source=model.encode_prompt([inversion.source_prompt]),
         target=model.encode_prompt(targets),
         owners=(0,) * len(targets),
         token_maps=token_maps,

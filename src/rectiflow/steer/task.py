@@ -21,11 +21,11 @@ class EditTask:
     """A batch of edits: T targets of B inverted sources."""
 
     path: InversionResult
-    """Of B sources."""
+    """Of B sources; what it holds of velocities and features is of the prompts in `source`."""
     grid: Tensor
     """Rising times ``[N + 1]``."""
     source: Conditioning
-    """B rows."""
+    """B rows: what the sources show, whatever prompt they were inverted under."""
     target: Conditioning
     """T rows."""
     owners: tuple[int, ...]

@@ -30,9 +30,10 @@ def edit_warnings(
                     f"The prompt {prompt!r} is longer than the {segment.length} tokens "
                     f"{segment.name} takes: {cut!r} is left out."
                 )
-    if not inversion.source_prompt and preset.inversion_prompt == "source":
+    unused = preset.inversion_prompt == "empty" and preset.method == "rf_inversion"
+    if not inversion.source_prompt and not unused:
         found.append(
-            "No source prompt was given, so the image was inverted under the empty prompt; "
+            "No source prompt was given, so the empty prompt stands for what the image shows; "
             "saying what it shows usually keeps more of it."
         )
     _, alpha = guided(
