@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """The input or the usage is wrong (exit code 2)."""
@@ -9,3 +12,14 @@ class InputError(ValueError):
 
 class WorkError(RuntimeError):
     """The input was fine and the work failed (exit code 1)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like a wrong one, as the end of a line; nothing if none is like it.
+
+    Example:
+        >>> nearest("learning_rat", ["steps", "learning_rate"])
+        '; did you mean learning_rate?'
+    """
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.straighten import checkpoint
-from rectiflow.straighten.config import TrainConfig, override, validate
+from rectiflow.straighten.config import ELSEWHERE, TrainConfig, override, validate
+from rectiflow.straighten.optimizer import warn_of_rate
+from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.trainer import Trainer, learning_rate_factor, optimizers
 from tests.straighten.toy import (
     ToyTask,
@@ -166,11 +170,81 @@ def test_settings_are_validated() -> None:
         )
     with pytest.raises(InputError, match="more gradient_accumulation_steps than samples"):
         validate(TrainConfig, {"recipe": "toy", "batch_size": 2, "gradient_accumulation_steps": 3})
+    with pytest.raises(InputError, match="not 'many'"):
+        validate(TrainConfig, {"recipe": "toy", "steps": "many"})
     with pytest.raises(InputError, match="key=value"):
         override({}, ["steps"])
+    with pytest.raises(InputError, match=r"--set 'betas=\[1': the value is not YAML"):
+        override({}, ["betas=[1"])
     with pytest.raises(InputError, match="not a group"):
         override({"a": 1}, ["a.b=2"])
     assert override({"a": {"b": 1}}, ["a.b=2", "c=[1, 2]"]) == {"a": {"b": 2}, "c": [1, 2]}
+
+
+def test_settings_are_read_as_they_are_written() -> None:
+    """`no` is no boolean, and 1e-4 is a number."""
+    words = ["mixed_precision=no", "learning_rate=1e-4", "compile=no", "fsdp=on", "steps=1_000"]
+    found = validate(TrainConfig, override({"recipe": "toy"}, words))
+    assert (found.mixed_precision, found.learning_rate) == ("no", 1e-4)
+    assert (found.compile, found.fsdp, found.steps) == (False, True, 1000)
+    with pytest.raises(InputError, match=r"steps.*not '1:30'"):
+        validate(TrainConfig, override({"recipe": "toy"}, ["steps=1:30"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        (TrainConfig, "lr", "learning_rate?"),
+        (TrainConfig, "learning-rate", "learning_rate?"),
+        (TrainConfig, "train_batch_size", "batch_size, of all processes together?"),
+        (TrainConfig, "max_train_steps", "steps?"),
+        (TrainConfig, "lr_warmup_steps", "warmup_steps?"),
+        (TrainConfig, "max_grad_norm", "grad_clip?"),
+        (TrainConfig, "checkpointing_steps", "save_every?"),
+        (TrainConfig, "output_dir", "the option -o?"),
+        (TrainConfig, "wamup_steps", "warmup_steps?"),
+        (StraightenConfig, "rank", "lora_rank?"),
+        (StraightenConfig, "pretrained_model_name_or_path", "model?"),
+        (StraightenConfig, "guidance_scale", "guidance_scales?"),
+    ],
+)
+def test_unknown_settings_name_the_one_that_was_meant(
+    kind: type[TrainConfig], name: str, meant: str
+) -> None:
+    with pytest.raises(InputError) as found:
+        validate(kind, {"recipe": "toy", name: 1, "model": "emoji-sd", "prompts": "a.txt"})
+    line = str(found.value)
+    assert line == f"config key {name!r}: there is no such setting; did you mean {meant}"
+
+
+def test_every_name_that_is_offered_is_a_setting() -> None:
+    known = {name for kind in (TrainConfig, StraightenConfig) for name in kind.model_fields}
+    for name, there in ELSEWHERE.items():
+        assert name not in TrainConfig.model_fields
+        assert there.startswith("the option -") or re.split("[=,; ]", there)[0] in known
+    with pytest.raises(InputError, match=r"no such setting$"):
+        validate(TrainConfig, {"recipe": "toy", "rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 2, "warmup_steps": 8, "decay_steps": 0}, "longer than the run.* 0.25 of 0.001"),
+        ({"steps": 8, "warmup_steps": 5, "decay_steps": 4}, "warmup_steps 5 and decay_steps 4"),
+        ({"steps": 8, "warmup_steps": 4, "decay_steps": 4}, None),
+    ],
+)
+def test_a_warm_up_that_the_run_does_not_end_is_warned_of(
+    tmp_path: Path, settings: dict[str, object], words: str | None
+) -> None:
+    given = config(**settings, checkpoint_minutes=9)
+    if words is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_of_rate(given)
+        return
+    with pytest.warns(UserWarning, match=words):
+        Trainer(ToyTask(), given, tmp_path).train()
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run_too(tmp_path: Path) -> None:

@@ -161,15 +161,11 @@ def preset_of(
         InputError: there is no such preset or field, or a value does not fit.
     """
     from pydantic import TypeAdapter, ValidationError
-    from yaml import YAMLError
 
     from rectiflow.invert.presets import Preset, get_preset
     from rectiflow.straighten.config import override
 
-    try:
-        settings = override({}, assignments or [])
-    except YAMLError:
-        raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
+    settings = override({}, assignments or [])
     if steps is not None:
         settings["num_inference_steps"] = steps
     if guidance is not None:

@@ -42,14 +42,9 @@ def assigned(given: dict[str, Any], assignments: list[str] | None) -> dict[str, 
     Raises:
         InputError: one of them is not an assignment, or its value is not YAML.
     """
-    import yaml
-
     from rectiflow.straighten.config import override
 
-    try:
-        return override(given, assignments or [])
-    except yaml.YAMLError:
-        raise InputError(f"--set {' '.join(assignments or [])}: a value is not YAML") from None
+    return override(given, assignments or [])
 
 
 def resume(trainer: Trainer, wanted: str) -> bool:

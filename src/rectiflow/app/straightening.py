@@ -173,7 +173,7 @@ def _given(
     """What options and a file of settings say; a named configuration comes in by phases."""
     given: Settings = {}
     if config is not None and _is_file(config):
-        from rectiflow.straighten.continuing import read_yaml
+        from rectiflow.settings_file import read_yaml
 
         given = read_yaml(Path(config))
     given = run_options.assigned(given, assignments)

@@ -87,7 +87,7 @@ def _given(
 ) -> dict[str, Any]:
     """What file and options say, the latter winning; always with a known recipe."""
     from rectiflow.emoji.recipes import RECIPES
-    from rectiflow.straighten.continuing import read_yaml
+    from rectiflow.settings_file import read_yaml
 
     given = {} if config is None else read_yaml(config)
     recipe = recipe or given.get("recipe")

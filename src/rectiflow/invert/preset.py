@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, nearest
 
 SchemeName = Literal[
     "euler",
@@ -160,7 +160,8 @@ class Preset:
         known = {field.name for field in dataclasses.fields(self)}
         for name in settings:
             if name not in known:
-                raise InputError(f"unknown setting {name!r}; there are: {', '.join(sorted(known))}")
+                close = nearest(name, known) or f"; there are: {', '.join(sorted(known))}"
+                raise InputError(f"unknown setting {name!r}{close}")
         given = {name: value for name, value in settings.items() if value is not None}
         changed = dataclasses.replace(self, **given)
         changed.check()

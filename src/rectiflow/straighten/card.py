@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 import torch
-import yaml
 
 from rectiflow.models.base import FlowModel
+from rectiflow.settings_file import dump_yaml
 from rectiflow.straighten.stock import stock_arguments
 from rectiflow.straighten.training_record import MODEL, short_name
 
@@ -47,7 +47,7 @@ def write_card(
         _environment()
         .get_template("card.md.j2")
         .render(
-            front=yaml.safe_dump(_front(model, record), sort_keys=False, allow_unicode=True),
+            front=dump_yaml(_front(model, record)),
             name=name,
             family=model.family,
             prediction=model.prediction_type,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, nearest
 from rectiflow.files import write_whole
+from rectiflow.settings_file import dump_yaml, parse_yaml
 
 
 class TrainConfig(BaseModel):
@@ -103,8 +104,7 @@ class TrainConfig(BaseModel):
 
     def dump(self, path: Path) -> None:
         """Write the full configuration as YAML; a file that is there is replaced whole."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_whole(path, text)
+        write_whole(path, dump_yaml(self.model_dump(mode="json")))
 
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -114,7 +114,7 @@ def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]
     """Apply ``key=value`` assignments (``a.b=c`` reaches into nested settings).
 
     Raises:
-        InputError: an assignment without ``=``.
+        InputError: an assignment without ``=``, or whose value is not YAML.
     """
     settings = dict(settings)
     for assignment in assignments:
@@ -129,7 +129,10 @@ def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]
                 raise InputError(f"--set {assignment!r}: {parent!r} is one value, not a group")
             place[parent] = dict(inner)
             place = place[parent]
-        place[leaf] = yaml.safe_load(value)
+        try:
+            place[leaf] = parse_yaml(value)
+        except InputError as error:
+            raise InputError(f"--set {assignment!r}: the value is {error}") from None
     return settings
 
 
@@ -145,4 +148,64 @@ def validate(kind: type[Config], settings: dict[str, Any]) -> Config:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         what = f"config key {where!r}" if where else "config"
-        raise InputError(f"{what}: {first['msg'].removeprefix('Value error, ')}") from None
+        why = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            why = f"there is no such setting{_meant(kind, where)}"
+        elif isinstance(first["input"], str | int | float | bool):
+            why += f", not {first['input']!r}"
+        raise InputError(f"{what}: {why}") from None
+
+
+ELSEWHERE = {
+    "lr": "learning_rate",
+    "train_batch_size": "batch_size, of all processes together",
+    "per_device_train_batch_size": "micro_batch_size; batch_size is of all processes together",
+    "max_train_steps": "steps",
+    "max_steps": "steps",
+    "num_train_steps": "steps",
+    "num_train_epochs": "steps",
+    "iterations": "steps",
+    "lr_warmup_steps": "warmup_steps",
+    "lr_scheduler": "decay_steps, the last steps over which the rate falls",
+    "max_grad_norm": "grad_clip",
+    "gradient_clip_val": "grad_clip",
+    "checkpointing_steps": "save_every",
+    "save_steps": "save_every",
+    "checkpoints_total_limit": "keep_last",
+    "save_total_limit": "keep_last",
+    "validation_steps": "measure_every",
+    "eval_steps": "measure_every",
+    "logging_steps": "log_every",
+    "adam_beta1": "betas, both of them",
+    "adam_beta2": "betas, both of them",
+    "adam_weight_decay": "weight_decay",
+    "use_8bit_adam": "optimizer=adamw8bit",
+    "use_ema": "ema_decay; weights are always averaged",
+    "precision": "mixed_precision",
+    "dtype": "mixed_precision",
+    "bf16": "mixed_precision=bf16",
+    "fp16": "mixed_precision=fp16",
+    "torch_compile": "compile",
+    "dataloader_num_workers": "prefetch",
+    "resolution": "height and width",
+    "rank": "lora_rank",
+    "pretrained_model_name_or_path": "model",
+    "pretrained_teacher_model": "teacher",
+    "loss_type": "loss",
+    "huber_c": "huber",
+    "guidance_scale": "guidance_scales",
+    "output_dir": "the option -o",
+    "resume_from_checkpoint": "the option --resume_from_checkpoint",
+    "max_minutes": "the option --max-minutes",
+}
+"""What settings of diffusers', accelerate's and other training scripts are called here."""
+
+
+def _meant(kind: type[TrainConfig], name: str) -> str:
+    """The setting that somebody may have meant, as the end of a line."""
+    known = kind.model_fields
+    there = ELSEWHERE.get(name.lower().replace("-", "_"), "")
+    target = re.match(r"\w+", there)
+    if target and (target[0] in known or there.startswith("the option")):
+        return f"; did you mean {there}?"
+    return nearest(name, known)

@@ -6,27 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rectiflow.errors import InputError
+from rectiflow.settings_file import read_yaml
 from rectiflow.straighten.config import Config, validate
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A file of settings.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds no settings: write one `key: value` per line")
-    return content
 
 
 def continued(kind: type[Config], given: Mapping[str, Any], run: Path) -> Config:

@@ -18,11 +18,11 @@ from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX
 from rectiflow.models.load import load
+from rectiflow.settings_file import read_yaml
 from rectiflow.straighten import checkpoint
 from rectiflow.straighten.assembly import ancestors
 from rectiflow.straighten.card import made_for_few_steps
 from rectiflow.straighten.config import validate
-from rectiflow.straighten.continuing import read_yaml
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import begin
 from rectiflow.straighten.training_record import MODEL, read_record

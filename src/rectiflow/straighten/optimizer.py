@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import nn
@@ -18,6 +19,25 @@ def learning_rate_factor(config: TrainConfig, step: int) -> float:
     if config.decay_steps and into_decay > 0:
         return warm * (1 - math.sqrt(into_decay / config.decay_steps))
     return warm
+
+
+def warn_of_rate(config: TrainConfig) -> None:
+    """Warn where warm-up and decay leave no step at the whole learning rate."""
+    if config.warmup_steps + config.decay_steps <= config.steps:
+        return
+    if config.warmup_steps > config.steps:
+        what = f"warmup_steps {config.warmup_steps} is longer than the run of {config.steps} steps"
+    else:
+        what = (
+            f"warmup_steps {config.warmup_steps} and decay_steps {config.decay_steps} are more "
+            f"than the {config.steps} steps of the run"
+        )
+    most = max(learning_rate_factor(config, step) for step in range(config.steps))
+    warnings.warn(
+        f"{what}: the learning rate reaches {most:.2g} of {config.learning_rate:g} at most; give "
+        "fewer with --set warmup_steps=...",
+        stacklevel=2,
+    )
 
 
 def optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -27,7 +27,7 @@ from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.ema import Ema
 from rectiflow.straighten.learner import Learner
 from rectiflow.straighten.metrics_log import MetricsLog
-from rectiflow.straighten.optimizer import learning_rate_factor, optimizers
+from rectiflow.straighten.optimizer import learning_rate_factor, optimizers, warn_of_rate
 from rectiflow.straighten.task import Task, check_offers
 
 __all__ = ["Task", "Trainer", "learning_rate_factor", "optimizers"]
@@ -131,6 +131,8 @@ class Trainer:
 
     def _train(self, reports: MetricsLog | None, max_minutes: float | None) -> None:
         config = self.config
+        if self.main:
+            warn_of_rate(config)
         started = saved = drawn = time.monotonic()
         first, last_save, recent = self.step, self.step, (started, self.step)
         if config.measure_every and not self.step and not self.resumed:
