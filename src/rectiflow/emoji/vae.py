@@ -1,6 +1,7 @@
 """`emoji-vae`: the codec of the embedded world, an `AutoencoderKL` with 4 × 16 × 16 latents.
 
-The loss is L1 + squared error on pixels and a weak KL term. A quarter of the weight goes to
+The loss is L1 + squared error on pixels, a distance of `emoji-clip`'s features where
+`perceptual_weight` asks for it, and a weak KL term. A quarter of the weight goes to
 reconstructing the half-size picture from the averaged latents: latents that survive averaging
 carry structure rather than high frequencies, which is what a flow model learns first (after
 "Improving the Diffusability of Autoencoders", arXiv 2502.14831).
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from rectiflow.emoji.render import render_array
 from rectiflow.emoji.scene import sample
 from rectiflow.errors import InputError
+from rectiflow.models.load import WEIGHTS
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
+from rectiflow.straighten.losses import ClipDistance
 
 SIZE = 64
 HELD_OUT = 2_000_000
@@ -46,6 +49,10 @@ class VaeConfig(TrainConfig):
     kl_weight: float = 2e-4
     squared_weight: float = 4.0
     half_size_weight: float = 0.25
+    perceptual_weight: float = Field(default=0.0, ge=0)
+    """Weight of `ClipDistance` between the picture and its reconstruction."""
+    clip: Path = WEIGHTS / "emoji-clip"
+    """Folder of the `CLIPModel` whose image tower makes that distance."""
     decoder_only: bool = False
     """Freeze the encoder: the latents, and every model trained on them, stay as they are."""
     anchor_weight: float = Field(default=0.0, ge=0)
@@ -82,6 +89,8 @@ class _Objective(nn.Module):
         self.vae, self.config = vae, config
         # A plain tuple, so that the anchor is neither trained nor saved.
         self.anchor = (copy.deepcopy(vae.encoder).requires_grad_(False),)
+        perceptual = config.perceptual_weight > 0
+        self.perceptual = (ClipDistance.load(config.clip),) if perceptual else ()
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         config = self.config
@@ -89,16 +98,23 @@ class _Objective(nn.Module):
         mean, log_variance = self.vae.encoder(pixels).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 4)
         z = mean + noise * torch.exp(0.5 * log_variance)
-        loss = self._distance(self.vae.decoder(z).float(), pixels)
+        output = self.vae.decoder(z).float()
+        loss = self._distance(output, pixels)
+        for distance in self.perceptual:
+            loss = loss + config.perceptual_weight * distance.to(images.device)(
+                output / 2 + 0.5, images
+            )
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-        half = self.vae.decoder(F.avg_pool2d(z[::2], 2)).float()
-        half_loss = self._distance(half, F.avg_pool2d(pixels[::2], 2)).mean()
         loss = loss + config.kl_weight * kl.mean(dim=(1, 2, 3))
         if config.anchor_weight:
-            drift = mean - self.anchor[0](pixels).float().chunk(2, dim=1)[0]
+            drift = mean - self.anchor[0].to(pixels.device)(pixels).float().chunk(2, dim=1)[0]
             drift = drift * self.vae.config.scaling_factor
             loss = loss + config.anchor_weight * drift.square().mean(dim=(1, 2, 3))
-        return loss + config.half_size_weight * half_loss
+        if config.half_size_weight:
+            half = self.vae.decoder(F.avg_pool2d(z[::2], 2)).float()
+            half_loss = self._distance(half, F.avg_pool2d(pixels[::2], 2)).mean()
+            loss = loss + config.half_size_weight * half_loss
+        return loss
 
     def _distance(self, output: Tensor, target: Tensor) -> Tensor:
         error = output - target
