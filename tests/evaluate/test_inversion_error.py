@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rectiflow.app.console import Session
 from rectiflow.app.inversion_error import inversion_error
+from rectiflow.app.options import ModelOptions
 from rectiflow.errors import InputError
 from rectiflow.evaluate.inversion_claims import compared, sentence, verdict
 from rectiflow.evaluate.inversion_error import (
@@ -173,7 +174,7 @@ def test_the_command(folders: list[str], tmp_path: Path) -> None:
     said = io.StringIO()
     inversion_error(
         Session(said, True),
-        models=folders,
+        model=ModelOptions(models=folders),
         output=tmp_path / "out",
         limit=2,
         steps=(2, 4),
@@ -210,7 +211,6 @@ def test_the_command(folders: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"models": []}, "models are none: give one or more"),
         ({"models": ["emoji-sd", "emoji-sd"]}, "each once"),
         ({"steps": (10, 1)}, "steps has 1: give 2 or more"),
         ({"models": ["emoji-nothing"]}, "emoji-nothing"),
@@ -218,5 +218,6 @@ def test_the_command(folders: list[str], tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said_first(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        inversion_error(Session(io.StringIO(), True), **given)
+        model = ModelOptions(models=given.pop("models", None))
+        inversion_error(Session(io.StringIO(), True), model=model, **given)
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ import torch
 
 from rectiflow.app.console import Session
 from rectiflow.app.inversion_error import straight_editing
+from rectiflow.app.options import ModelOptions
 from rectiflow.errors import InputError
 from rectiflow.evaluate.inversion_plots import straight_plots
 from rectiflow.evaluate.straight_editing import (
@@ -46,7 +47,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def run(folders: list[str], output: Path) -> dict[str, Any]:
     said = io.StringIO()
     straight_editing(
-        Session(said, True), models=folders, output=output, limit=3, steps=(1, 2), batch_size=3
+        Session(said, True),
+        model=ModelOptions(models=folders),
+        output=output,
+        limit=3,
+        steps=(1, 2),
+        batch_size=3,
     )
     figures: dict[str, Any] = json.loads(said.getvalue())
     assert figures == json.loads((output / "straight-edits.json").read_text())
@@ -126,14 +132,15 @@ def test_sentences_follow_from_the_figures() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"models": []}, "give one or more"),
+        ({"models": ["emoji-sd", "emoji-sd"]}, "give each once"),
         ({"models": ["emoji-sd"], "steps": (0,)}, "steps has 0"),
         ({"models": ["emoji-sd"], "methods": ("euler", "exact")}, "no method 'exact'; there are"),
     ],
 )
 def test_what_is_wrong_is_said_first(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        straight_editing(Session(io.StringIO(), True), **given)
+        model = ModelOptions(models=given.pop("models"))
+        straight_editing(Session(io.StringIO(), True), model=model, **given)
     assert "\n" not in str(caught.value)
 
 

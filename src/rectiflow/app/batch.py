@@ -83,7 +83,6 @@ def run_batch(
     choose: Choose,
     preset: str | None,
     load: Callable[[], FlowModel],
-    parts: Callable[[], dict[str, Any]],
     terminal: Session,
 ) -> None:
     """Do the rows of a table that are not done yet, with one model.
@@ -94,7 +93,6 @@ def run_batch(
         choose: as for `read_rows`.
         preset: as for `read_rows`.
         load: gives the model.
-        parts: what the model is made of, for the records.
         terminal: for warnings and the result.
 
     Raises:
@@ -106,7 +104,7 @@ def run_batch(
     started = time.perf_counter()
     rows = read_rows(table, output, choose, preset)
     options.output_folder(output)
-    model, made_of = load(), parts()
+    model = load()
     log = Log(output)
     inputs = {row.name: row.inputs(model.weight_hash) for row in rows}
     todo = [row for row in rows if not log.done(row, inputs[row.name])]
@@ -118,7 +116,7 @@ def run_batch(
         shared = kept.get(row.source)
         waiting[row.source] -= 1
         try:
-            kept[row.source], done = _edit(model, row, shared, made_of, terminal)
+            kept[row.source], done = _edit(model, row, shared, terminal)
             entry |= done | {"status": "done"}
             samples += done["nfe"]
         except (InputError, WorkError, OSError) as error:
@@ -152,7 +150,6 @@ def _edit(
     model: FlowModel,
     row: Row,
     shared: Inversion | None,
-    made_of: dict[str, Any],
     terminal: Session,
 ) -> tuple[Inversion, dict[str, Any]]:
     """One row; its inversion for the next of the same source, and what results.jsonl says of it."""
@@ -160,9 +157,7 @@ def _edit(
     options.output_folder(row.job.output)
     # The warnings of a row are its own, each printed once for the whole table.
     own = _Row(terminal.stdout, terminal.as_json, terminal)
-    result, data = editing.perform(
-        model, row.job, picture, made_of, _command(model, row), own, shared
-    )
+    result, data = editing.perform(model, row.job, picture, _command(model, row), own, shared)
     nfe = data["nfe"]
     return result.inversion, {
         "edited": f"{row.name}/{data['edits'][0]['image']}",

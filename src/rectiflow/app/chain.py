@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rectiflow.steer.chain import ChainResult, Distances
 
 
+@options.takes_model()
 def chain(
+    *,
     image: Annotated[
         Path | None,
         typer.Argument(help="An image of any size, or an inversion saved by `rectiflow invert`."),
@@ -60,16 +62,11 @@ def chain(
         Path, typer.Option("--output", "-o", help="Folder for the pictures and chain.json.")
     ] = Path("out"),
     seed: options.Seed = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    base: options.Base = None,
-    lora: options.Lora = None,
+    model: options.ModelOptions,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     settings: options.Settings = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
-    offload: options.Offload = options.OffloadTo.none,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit an image in turns, each from the one before.
@@ -91,7 +88,7 @@ def chain(
         if mask is not None:
             load_image(mask)
         options.output_folder(output)
-        loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
+        loaded = model.load()
         import rectiflow
         from rectiflow.models.memory import out_of_memory_explained
 
@@ -121,23 +118,19 @@ def chain(
             )
         for warning in result.warnings:
             terminal.warn(warning)
-        made = (
-            record.of_model(loaded)
-            | options.parts_of(model, base, lora)
-            | {
-                "command": "chain",
-                "prompts": result.prompts,
-                "negative_prompt": negative,
-                "method": method_name(preset, result.preset),
-                "settings": options.whole(result.preset),
-                "seed": seed,
-                "guidance_scale": result.inversion.guidance_scale,
-                "source": None if image is None else str(image.resolve()),
-                "source_hash": source_hash(image, picture),
-                "mask": None if mask is None else str(mask.resolve()),
-                "mask_hash": None if mask is None else record.file_hash(mask),
-            }
-        )
+        made = record.of_model(loaded) | {
+            "command": "chain",
+            "prompts": result.prompts,
+            "negative_prompt": negative,
+            "method": method_name(preset, result.preset),
+            "settings": options.whole(result.preset),
+            "seed": seed,
+            "guidance_scale": result.inversion.guidance_scale,
+            "source": None if image is None else str(image.resolve()),
+            "source_hash": source_hash(image, picture),
+            "mask": None if mask is None else str(mask.resolve()),
+            "mask_hash": None if mask is None else record.file_hash(mask),
+        }
         save_png(result.source, output / "source.png", made | {"role": "source"})
         for number, turn in enumerate(result.turns, 1):
             about = made | {"number": number, "prompt": turn.prompt}

@@ -24,7 +24,9 @@ def _make_data(terminal: Session, folder: Path, limit: int | None) -> None:
     terminal.result({"data": str(folder), "n": n}, f"{n} pictures with captions in {folder}")
 
 
+@options.takes_model()
 def coco(
+    *,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with annotations/ and val2017/ or val2014/.", show_default=False),
@@ -83,9 +85,7 @@ def coco(
             show_default=False,
         ),
     ] = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a model on COCO's captions, in several sittings.
@@ -113,7 +113,7 @@ def coco(
         if n < FEWEST:
             raise InputError(f"{n} pictures say nothing: give {FEWEST} or more")
         options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
+        loaded = model.load()
         # Before the pictures are drawn: a network that cannot be loaded is found at once.
         networks = load_networks(inception_weights, clip, loaded.device)
         run = Run(

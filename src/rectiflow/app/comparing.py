@@ -11,20 +11,16 @@ from rectiflow.app import options
 from rectiflow.app.console import session
 from rectiflow.app.suites import BatchSize, Limit, Output, StepCounts, methods_in
 
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="An embedded model, a diffusers folder or a hub id; repeatable, a teacher before "
-        "what was straightened from it.",
-        show_default=False,
-    ),
-]
+MODELS = (
+    "An embedded model, a diffusers folder or a hub id; repeatable, a teacher before what was "
+    "straightened from it."
+)
 
 
+@options.takes_model(None, help=MODELS, several=True)
 def inversion_error(
-    models: Models = None,
+    *,
+    model: options.ModelOptions,
     steps: StepCounts = None,
     reference_steps: Annotated[
         int | None,
@@ -33,8 +29,6 @@ def inversion_error(
     limit: Limit = None,
     output: Output = None,
     batch_size: BatchSize = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure the error of inversion steps, flow or diffusion.
@@ -46,9 +40,7 @@ def inversion_error(
     with session(as_json) as terminal:
         suites.inversion_error(
             terminal,
-            models=models or suites.ERROR_MODELS,
-            dtype=dtype,
-            device=device,
+            model=model,
             output=output,
             limit=limit,
             steps=steps,
@@ -57,8 +49,10 @@ def inversion_error(
         )
 
 
+@options.takes_model(None, help=MODELS, several=True)
 def straight_edits(
-    models: Models = None,
+    *,
+    model: options.ModelOptions,
     steps: StepCounts = None,
     methods: Annotated[
         str | None,
@@ -75,8 +69,6 @@ def straight_edits(
     limit: Limit = None,
     output: Output = None,
     batch_size: BatchSize = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit with a straightened flow and with its teacher.
@@ -88,9 +80,7 @@ def straight_edits(
     with session(as_json) as terminal:
         suites.straight_editing(
             terminal,
-            models=models or suites.EDITING_MODELS,
-            dtype=dtype,
-            device=device,
+            model=model,
             output=output,
             limit=limit,
             steps=steps,

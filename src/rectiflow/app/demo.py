@@ -40,15 +40,15 @@ INTRODUCTION = (
 )
 
 
+@options.takes_model()
 def demo(
+    *,
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
         "demo"
     ),
-    model: options.ModelName = options.DEFAULT_MODEL,
+    model: options.ModelOptions,
     preset: options.PresetName = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit bundled pictures in eight ways, beside the right answers.
@@ -64,7 +64,7 @@ def demo(
         started = time.perf_counter()
         chosen, _ = options.preset_of(preset, None)
         options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
+        loaded = model.load()
         shown: list[EditReport] = []
         entries: list[dict[str, Any]] = []
         for kind, seed in tqdm(CASES, desc="edits", unit="edit", disable=None, leave=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
 KEPT_IN = {"memory": "the device's memory", "cpu": "main memory", "disk": "a temporary folder"}
 
 
+@options.takes_model()
 def edit(
+    *,
     context: typer.Context,
     to: Annotated[
         list[str] | None,
@@ -104,16 +105,11 @@ def edit(
         ),
     ] = Path("out"),
     seed: options.Seed = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    base: options.Base = None,
-    lora: options.Lora = None,
+    model: options.ModelOptions,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     settings: options.Settings = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
-    offload: options.Offload = options.OffloadTo.none,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit an image by changing its prompt.
@@ -130,10 +126,6 @@ def edit(
                 name, [*(settings or []), *given], steps=steps, guidance=guidance
             )
 
-        def loaded() -> FlowModel:
-            return options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
-
-        parts = functools.partial(options.parts_of, model, base, lora)
         if table is not None:
             given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
                      "--mask": mask, "--seed": seed, "--mask-grow": mask_grow,
@@ -142,7 +134,7 @@ def edit(
             check_alone(given)
             from rectiflow.app.batch import run_batch
 
-            run_batch(table, output, choose, preset, loaded, parts, terminal)
+            run_batch(table, output, choose, preset, model.load, terminal)
             return
         if not to:
             raise InputError('give --to "...": what should the image show instead?')
@@ -154,8 +146,7 @@ def edit(
         check(job)
         picture = read(job)
         options.output_folder(output)
-        network = loaded()
-        _, data = perform(network, job, picture, parts(), command_line(context), terminal)
+        _, data = perform(model.load(), job, picture, command_line(context), terminal)
         terminal.result(data, results.summary(data, output))
 
 
@@ -163,7 +154,6 @@ def perform(
     model: FlowModel,
     job: Job,
     picture: Image.Image | None,
-    parts: dict[str, Any],
     command: str,
     terminal: Session,
     inversion: Inversion | None = None,
@@ -174,7 +164,6 @@ def perform(
         model: the network.
         job: what to do.
         picture: of the image, from `read`.
-        parts: what the model is made of, from `options.parts_of`.
         command: what the report says it was made by.
         terminal: for warnings.
         inversion: of the same source under the same prompt and preset, to be used again.
@@ -211,7 +200,7 @@ def perform(
         result = dataclasses.replace(result, source=picture)
     origin = None if job.image is None else (job.image, picture)
     made = results.about(model, result, job.negative, origin, job.mask, job.preset_name)
-    made |= job.around | parts
+    made |= job.around
     images = results.write_pictures(job.output, result, exact, made)
     report = result.edit_report(
         reconstruction=(exact, plain), command=command, environment=record.environment(model)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 
+@options.takes_model()
 def emoji_edits(
+    *,
     context: typer.Context,
     limit: Limit = None,
     output: Output = None,
@@ -33,9 +35,7 @@ def emoji_edits(
     first_seed: edit_options.FirstSeed = None,
     batch_size: BatchSize = None,
     processes: edit_options.Processes = 1,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure editing methods against known right answers.
@@ -48,7 +48,7 @@ def emoji_edits(
         chosen = _chosen(tuned)
         if output is not None:
             options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
+        loaded = model.load()
         if tune:
             _tune(terminal, given, _bench(loaded, given, output, tuning=True), output, limit)
         elif ablations:

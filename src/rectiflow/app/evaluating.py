@@ -47,19 +47,19 @@ def evaluate(context: typer.Context) -> None:
         raise InputError("name a suite: rectiflow evaluate --help lists them")
 
 
+@options.takes_model()
 def emoji_models(
+    *,
     limit: Limit = None,
     output: Output = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure an embedded model, its codec and the CLIP."""
     with session(as_json) as terminal:
         if output is not None:
             options.output_folder(output)
-        loaded = options.load_model(model, dtype, device)
+        loaded = model.load()
         from rectiflow.evaluate.emoji_models import evaluate_emoji_models
 
         figures, sheet = evaluate_emoji_models(loaded, limit=limit)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rectiflow.straighten.finished import Student
 
 
+@options.takes_model(without=("model", "device", "dtype", "offload"))
 def export(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -55,6 +57,7 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write the one-step model as ONNX, in onnx/.")
     ] = False,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Write a model as a folder for stock diffusers.
@@ -74,7 +77,7 @@ def export(
         check_folder(output)
         if onnx:
             check_onnx()
-        student = _student(source, checkpoint)
+        student = _student(source, checkpoint, model)
         made_for = tuple(steps) if steps else student.student_steps
         if onnx:
             check_onnx(student.model)
@@ -104,10 +107,9 @@ def export(
         terminal.result(data, words)
 
 
-def _student(source: str, checkpoint: str | None) -> Student:
+def _student(source: str, checkpoint: str | None, chosen: options.ModelOptions) -> Student:
     """What a run made; or a model, as a student of nobody."""
     from rectiflow.models.folder import INDEX
-    from rectiflow.models.load import load
     from rectiflow.straighten.finished import Student, find_run, load_student
     from rectiflow.straighten.training_record import read_record
 
@@ -115,12 +117,14 @@ def _student(source: str, checkpoint: str | None) -> Student:
     is_model = (folder / INDEX).is_file()
     run = find_run(folder) if folder.is_dir() and not is_model else None
     if run is not None:
+        for name in chosen.weights:
+            raise InputError(f"--{name} is for models: the run {run} says itself what it began as")
         return load_student(run, checkpoint)
     if checkpoint is not None:
         raise InputError(f"--checkpoint is for runs, and {source} is none")
     if folder.is_dir() and not is_model:
         raise InputError(f"{folder} is no run (no config.yaml) and no model (no {INDEX})")
-    model = load(source, device="cpu")
+    model = chosen.load(source, device="cpu")
     record = (read_record(folder) if folder.is_dir() else None) or {}
     return Student(model, record, model.metadata.student_steps or (), 0)
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 
+@options.takes_model()
 def generate(
+    *,
     prompts: Annotated[
         list[str],
         typer.Argument(
@@ -116,12 +118,7 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A folder, or for one picture a .png file.")
     ] = Path("out"),
-    model: options.ModelName = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
-    offload: options.Offload = options.OffloadTo.none,
-    base: options.Base = None,
-    lora: options.Lora = None,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Generate pictures from a prompt.
@@ -145,8 +142,7 @@ def generate(
             _refuse_all("--consistent", fixed)
             wanted = Together(prompts, seed, steps, guidance, height, width, settings or [], output)
             preset = wanted.check()
-            loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
-            paint_together(loaded, wanted, preset, options.parts_of(model, base, lora), terminal)
+            paint_together(model.load(), wanted, preset, terminal)
             return
         if interpolate is None and len(prompts) > 1:
             raise InputError(
@@ -171,9 +167,8 @@ def generate(
                 output,
             )
             film.check()
-        loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
+        loaded = model.load()
         about = _about(loaded, prompts[0], negative, steps, guidance, solver, height, width)
-        about |= options.parts_of(model, base, lora)
         if negative and about["guidance_scale"] == 1:
             terminal.warn("the negative prompt has no effect at guidance 1")
         if film is not None:
@@ -182,7 +177,10 @@ def generate(
         assert pictures is not None
         refiner = None
         if refine is not None:
-            refiner = options.load_model(refine, dtype, device, offload=offload)
+            alike = options.ModelOptions(
+                refine, device=model.device, dtype=model.dtype, offload=model.offload
+            )
+            refiner = alike.load()
         paint_pictures(loaded, about, seeds, pictures, refiner, terminal)
 
 

@@ -69,7 +69,6 @@ class Refinement:
         noise = {} if seed is None else {"seed": seed}
         return (
             record.of_model(refiner)
-            | options.parts_of(self.model, None, None)
             | {
                 "strength": self.strength,
                 "num_inference_steps": steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rectiflow.app import options, record
 from rectiflow.app.console import Session, evaluations
@@ -48,7 +48,6 @@ def paint_together(
     model: FlowModel,
     wanted: Together,
     preset: Preset,
-    parts: dict[str, Any],
     terminal: Session,
 ) -> None:
     """Generate the pictures, write them and say so.
@@ -57,7 +56,6 @@ def paint_together(
         model: the network.
         wanted: the prompts and the rest.
         preset: from `Together.check`.
-        parts: what the model is made of, from `options.parts_of`.
         terminal: for warnings and the result.
     """
     import rectiflow
@@ -79,19 +77,15 @@ def paint_together(
     seconds = time.perf_counter() - started
     for warning in result.warnings:
         terminal.warn(warning)
-    made = (
-        record.of_model(model)
-        | parts
-        | {
-            "command": "generate --consistent",
-            "prompts": result.prompts,
-            "seed": wanted.seed,
-            "method": "subject",
-            "settings": options.whole(result.edit.preset),
-            "height": result.images[0].height,
-            "width": result.images[0].width,
-        }
-    )
+    made = record.of_model(model) | {
+        "command": "generate --consistent",
+        "prompts": result.prompts,
+        "seed": wanted.seed,
+        "method": "subject",
+        "settings": options.whole(result.edit.preset),
+        "height": result.images[0].height,
+        "width": result.images[0].width,
+    }
     images, lines = [], []
     for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True), 1):
         file = f"{wanted.seed}-{number}.png"

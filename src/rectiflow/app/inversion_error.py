@@ -25,9 +25,7 @@ EDITING_MODELS = ("emoji-sd", "emoji-2rf")
 def inversion_error(
     terminal: Session,
     *,
-    models: Sequence[str] = ERROR_MODELS,
-    dtype: options.Dtype = options.Dtype.float32,
-    device: str | None = None,
+    model: options.ModelOptions,
     output: Path | None = None,
     limit: int | None = None,
     steps: Sequence[int] | None = None,
@@ -36,7 +34,7 @@ def inversion_error(
 ) -> None:
     """How wrong an inversion step is, in either coordinates; several models, on the same scenes."""
     # The one step of a way of one step leads to the end, where a diffusion model has no velocity.
-    loaded = _loaded(models, dtype, device, output, steps, at_least=2)
+    loaded = _loaded(model, ERROR_MODELS, output, steps, at_least=2)
     from rectiflow.evaluate.inversion_error import (
         BATCH,
         LIMIT,
@@ -62,9 +60,7 @@ def inversion_error(
 def straight_editing(
     terminal: Session,
     *,
-    models: Sequence[str] = EDITING_MODELS,
-    dtype: options.Dtype = options.Dtype.float32,
-    device: str | None = None,
+    model: options.ModelOptions,
     output: Path | None = None,
     limit: int | None = None,
     steps: Sequence[int] | None = None,
@@ -73,7 +69,7 @@ def straight_editing(
     batch_size: int | None = None,
 ) -> None:
     """Edits by a teacher and what was straightened from it; an output folder is taken up again."""
-    loaded = _loaded(models, dtype, device, output, steps)
+    loaded = _loaded(model, EDITING_MODELS, output, steps)
     from rectiflow.evaluate.emoji_edits import BATCH
     from rectiflow.evaluate.inversion_plots import straight_plots
     from rectiflow.evaluate.straight_editing import (
@@ -100,22 +96,22 @@ def straight_editing(
 
 
 def _loaded(
-    models: Sequence[str],
-    dtype: options.Dtype,
-    device: str | None,
+    model: options.ModelOptions,
+    default: Sequence[str],
     output: Path | None,
     steps: Sequence[int] | None,
     at_least: int = 1,
 ) -> list[FlowModel]:
     """The models, once everything else about the command is known to be right."""
-    if not models or len(set(models)) < len(models):
-        raise InputError(f"models are {', '.join(models) or 'none'}: give one or more, each once")
+    models = model.models or default
+    if len(set(models)) < len(models):
+        raise InputError(f"--model is given as {', '.join(models)}: give each once")
     for count in steps or ():
         if count < at_least:
             raise InputError(f"steps has {count}: give {at_least} or more")
     if output is not None:
         options.output_folder(output)
-    return [options.load_model(name, dtype, device) for name in models]
+    return [model.load(name) for name in models]
 
 
 def _save(plots: Mapping[str, Figure], folder: Path, prefix: str) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from rectiflow.invert import Inversion, Reconstruction
 
 
+@options.takes_model()
 def invert(
+    *,
     image: Annotated[Path, typer.Argument(help="An image of any size.")],
     prompt: Annotated[
         str | None, typer.Option(help="What the image shows.", show_default=False)
@@ -37,15 +39,10 @@ def invert(
             show_default=False,
         ),
     ] = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
+    model: options.ModelOptions,
     preset: options.PresetName = None,
     steps: options.Steps = None,
     settings: options.Settings = None,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
-    offload: options.Offload = options.OffloadTo.none,
-    base: options.Base = None,
-    lora: options.Lora = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find the noise an image would be generated from.
@@ -61,7 +58,7 @@ def invert(
         options.output_file(output, ".safetensors")
         if reconstruct is not None:
             _check_pictures(reconstruct, image)
-        loaded = options.load_model(model, dtype, device, offload=offload, base=base, lora=lora)
+        loaded = model.load()
         import rectiflow
         from rectiflow.models.memory import out_of_memory_explained
 
@@ -76,18 +73,14 @@ def invert(
         found: dict[str, Any] = {}
         lines: list[str] = []
         if reconstruct is not None and returned is not None:
-            made = (
-                record.of_model(loaded)
-                | options.parts_of(model, base, lora)
-                | {
-                    "command": "invert",
-                    "source_prompt": inversion.source_prompt,
-                    "method": method_name(preset, chosen),
-                    "settings": options.whole(chosen),
-                    "source": str(image.resolve()),
-                    "source_hash": source_hash(image, picture),
-                }
-            )
+            made = record.of_model(loaded) | {
+                "command": "invert",
+                "source_prompt": inversion.source_prompt,
+                "method": method_name(preset, chosen),
+                "settings": options.whole(chosen),
+                "source": str(image.resolve()),
+                "source_hash": source_hash(image, picture),
+            }
             about["compensation"] = float(returned[0].compensation.max())
             kept, lines = _write(reconstruct, inversion, returned, made)
             found = {"reconstruction": kept}

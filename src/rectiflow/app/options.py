@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 DEFAULT_MODEL = "emoji-sd3"
+WEIGHTS = ("base", "lora", "variant", "revision")
+"""What says which weights of a model, as options and as arguments of `load`."""
 LARGEST_SEED = 2**63 - 1
 
 
@@ -40,15 +45,10 @@ class OffloadTo(StrEnum):
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON alone on stdout; all else goes to stderr.")
 ]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="An embedded model, a diffusers folder, a .safetensors or .gguf file, or a hub id "
-        "such as stabilityai/stable-diffusion-3.5-medium.",
-    ),
-]
+MODEL_HELP = (
+    "An embedded model, a diffusers folder, a .safetensors or .gguf file, or a hub id such as "
+    "stabilityai/stable-diffusion-3.5-medium."
+)
 Base = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +63,18 @@ Lora = Annotated[
         metavar="FILE_OR_ID[@SCALE]", help="A LoRA to add; repeatable.", show_default=False
     ),
 ]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of the weight files of a folder or hub id: fp16.", show_default=False
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of a hub id: a branch, a tag or a commit.", show_default=False
+    ),
+]
 Offload = Annotated[
     OffloadTo,
     typer.Option(
@@ -74,7 +86,7 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where to compute; by default the accelerator there is, else the CPU."),
 ]
-NetworkDtype = Annotated[Dtype, typer.Option("--dtype", help="What the network computes in.")]
+NetworkDtype = Annotated[Dtype, typer.Option(help="What the network computes in.")]
 Seed = Annotated[
     int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of the noise.", show_default=False)
 ]
@@ -95,55 +107,109 @@ Settings = Annotated[
 ]
 
 
-def load_model(
-    name: str,
-    dtype: Dtype,
-    device: str | None,
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """What the options of `takes_model` say; those that a command does not have are left alone."""
+
+    model: str | None = None
+    models: list[str] | None = None
+    base: str | None = None
+    lora: list[str] | None = None
+    variant: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: Dtype | None = None
+    offload: OffloadTo | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the options that were given, and differ from their defaults."""
+        off = (None, OffloadTo.none)
+        return [one.name for one in dataclasses.fields(self) if getattr(self, one.name) not in off]
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Which weights, beside the model's name: what was given of base, lora, …, for `load`."""
+        given = {name: getattr(self, name) for name in WEIGHTS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def load(self, name: str | None = None, **defaults: Any) -> FlowModel:
+        """Load the model.
+
+        Args:
+            name: instead of the option's.
+            **defaults: of `rectiflow.load`, for what no option says.
+        """
+        import torch
+
+        from rectiflow.models.load import load
+
+        given: dict[str, Any] = dict(self.weights)
+        if self.device is not None:
+            given["device"] = self.device
+        if self.dtype is not None:
+            given["dtype"] = getattr(torch, self.dtype.value)
+        if self.offload is not None:
+            given["offload"] = self.offload.value
+        return load(name or self.model or DEFAULT_MODEL, **defaults | given)
+
+
+def takes_model(
+    default: str | None = DEFAULT_MODEL,
     *,
-    offload: OffloadTo = OffloadTo.none,
-    base: str | None = None,
-    lora: list[str] | None = None,
-) -> FlowModel:
-    """The model that the options name."""
-    import torch
+    help: str = MODEL_HELP,
+    several: bool = False,
+    without: Sequence[str] = (),
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command all options that say which model, and how it is loaded.
 
-    from rectiflow.models.load import load
-
-    return load(
-        name,
-        dtype=getattr(torch, dtype.value),
-        device=device,
-        offload=offload.value,
-        base=base,
-        lora=lora or (),
-    )
-
-
-def parts_of(name: str, base: str | None, lora: list[str] | None) -> dict[str, Any]:
-    """What a record has to say of a model beyond a name: files, base and LoRAs, from anywhere.
+    The command has a parameter ``model: ModelOptions`` in the place where help is to list them.
 
     Args:
-        name: of the model; kept where it is a file.
-        base: as `load_model` was given it.
-        lora: likewise.
+        default: of ``--model``; None where something else says it.
+        help: of ``--model``.
+        several: ``--model`` may be given more than once; the other options are for all of them.
+        without: names of options that mean nothing to this command, or are said elsewhere.
     """
-    from rectiflow.models.lora import Lora as Parsed
+    name = typer.Option("--model", "-m", help=help, show_default=default is not None)
+    declared: dict[str, tuple[Any, Any]] = {
+        "models" if several else "model": (
+            Annotated[list[str] | None if several else str | None, name],
+            default,
+        ),
+        "base": (Base, None),
+        "lora": (Lora, None),
+        "variant": (Variant, None),
+        "revision": (Revision, None),
+        "device": (Device, None),
+        "dtype": (NetworkDtype, Dtype.float32),
+        "offload": (Offload, OffloadTo.none),
+    }
+    declared = {name: how for name, how in declared.items() if name not in without}
 
-    found: dict[str, Any] = {}
-    if Path(name).expanduser().is_file():
-        found["model"] = _from_anywhere(name)
-    if base is not None:
-        found["base"] = _from_anywhere(base)
-    if lora:
-        parsed = [Parsed.parse(text) for text in lora]
-        found["lora"] = [f"{_from_anywhere(one.source)}@{one.scale!r}" for one in parsed]
-    return found
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            chosen = {name: given.pop(name) or None for name in declared}
+            command(**given, model=ModelOptions(**chosen))
 
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.name != "model":
+                parameters.append(parameter)
+                continue
+            parameters += [
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind
+                )
+                for name, (kind, value) in declared.items()
+            ]
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
 
-def _from_anywhere(name: str) -> str:
-    """A path that is there as an absolute one; other names as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return decorate
 
 
 def preset_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -29,7 +30,9 @@ commands = typer.Typer(rich_markup_mode=None)
     epilog="\b\nExample:\n  rectiflow pairs --model emoji-sd --prompts emoji:2000 --out pairs\n"
     "  torchrun --nproc_per_node 2 -m rectiflow -- pairs --prompts prompts.txt --out pairs",
 )
+@options.takes_model()
 def pairs(
+    *,
     context: typer.Context,
     prompts: Annotated[
         str | None,
@@ -55,7 +58,7 @@ def pairs(
             help="Pairs; pair i has prompt i, over and over.  [default: one each]",
         ),
     ] = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
+    model: options.ModelOptions,
     guidance: Annotated[
         float | None,
         typer.Option(help="Classifier-free guidance.  [default: 5; with --images 1]"),
@@ -105,11 +108,6 @@ def pairs(
     keep_seconds: Annotated[
         float, typer.Option(min=0, help="Keep the pairs of an unfinished file this often.")
     ] = 30.0,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
-    offload: options.Offload = options.OffloadTo.none,
-    base: options.Base = None,
-    lora: options.Lora = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Make pairs of noise and images for reflow and distillation.
@@ -132,9 +130,7 @@ def pairs(
         files, captions = _sources(prompts, images, num)
         existing_manifest(Folder(out))  # before anything heavy is loaded
         started = time.perf_counter()
-        loaded = options.load_model(
-            model, dtype, _device(device), offload=offload, base=base, lora=lora
-        )
+        loaded = dataclasses.replace(model, device=_device(model.device)).load()
         from rectiflow.models.memory import out_of_memory_explained
 
         with progress_bar(number, count) as show, out_of_memory_explained(loaded):

@@ -33,7 +33,13 @@ DECODED = 4
 @commands.command(
     "inspect", epilog="\b\nExample:\n  rectiflow pairs inspect pairs -o inspection --model emoji-sd"
 )
+@options.takes_model(
+    None,
+    help="Whose codec makes the pictures.  [default: the store's teacher]",
+    without=("dtype",),
+)
 def inspect_pairs(
+    *,
     uri: Annotated[
         str, typer.Argument(metavar="URI", help="A folder, or an address such as s3://bucket/pairs")
     ],
@@ -43,16 +49,10 @@ def inspect_pairs(
             "--output", "-o", help=f"Folder for {SHEET} and {FIGURES}.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Whose codec makes the pictures.  [default: the store's teacher]"
-        ),
-    ] = None,
+    model: options.ModelOptions,
     limit: Annotated[
         int, typer.Option(min=0, help="Pairs to take statistics of; 0 for all.")
     ] = 4096,
-    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check a store of pairs, and say what is in it.
@@ -63,8 +63,9 @@ def inspect_pairs(
     with session(as_json) as terminal:
         from rectiflow.straighten.inspect import inspect
 
-        if model is not None and output is None:
-            raise InputError("--model is for pictures: say with -o where they go")
+        if output is None:
+            for name in model.given:
+                raise InputError(f"--{name} is for pictures: say with -o where they go")
         if output is not None:
             options.output_folder(output)
         with _progress() as show:
@@ -72,7 +73,7 @@ def inspect_pairs(
         data = found.to_dict()
         lines = _table(found)
         if output is not None:
-            pictures = _pictures(found, model, device, terminal)
+            pictures = _pictures(found, model, terminal)
             if pictures is not None:
                 pictures.save(output / SHEET)
                 lines.append(f"  {'pictures':11} {output / SHEET}")
@@ -168,7 +169,7 @@ def _some(repeated: dict[str, int]) -> str:
 
 
 def _pictures(
-    found: Inspection, name: str | None, device: str | None, terminal: Session
+    found: Inspection, chosen: options.ModelOptions, terminal: Session
 ) -> Image.Image | None:
     """The contact sheet; None, with a warning, where there is nothing to draw it from."""
     from rectiflow.report.sheet import contact_sheet
@@ -178,7 +179,7 @@ def _pictures(
     if not found.pairs:
         terminal.warn("no pictures: the store has no sound pair yet")
         return None
-    model = _model(found, name, device, terminal)
+    model = _model(found, chosen, terminal)
     if model is None:
         return None
     marked = [
@@ -201,13 +202,13 @@ def _pictures(
     return contact_sheet(images, columns=COLUMNS, scale=scale, captions=captions)
 
 
-def _model(
-    found: Inspection, name: str | None, device: str | None, terminal: Session
-) -> FlowModel | None:
+def _model(found: Inspection, chosen: options.ModelOptions, terminal: Session) -> FlowModel | None:
     """Whose codec the latents are of."""
+    import torch
+
     made = found.manifest
     try:
-        model = options.load_model(name or made.model, options.Dtype(made.dtype), device)
+        model = chosen.load(chosen.model or made.model, dtype=getattr(torch, made.dtype))
         shape = model.latent_shape(made.height, made.width)
         if tuple(shape) != tuple(made.latent_shape):
             raise InputError(
@@ -215,7 +216,7 @@ def _model(
                 f"{list(made.latent_shape)}: name the store's teacher, {made.model}"
             )
     except InputError as error:
-        if name is not None:
+        if chosen.model is not None:
             raise
         terminal.warn(f"no pictures: {error}; or name a model with --model")
         return None

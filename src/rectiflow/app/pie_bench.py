@@ -43,7 +43,9 @@ def _make_data(terminal: Session, folder: Path, limit: int | None) -> None:
     terminal.result({"data": str(folder), "n": n}, f"{n} edits in {folder}")
 
 
+@options.takes_model()
 def pie_bench(
+    *,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -91,9 +93,7 @@ def pie_bench(
             show_default=False,
         ),
     ] = None,
-    model: options.ModelName = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.NetworkDtype = options.Dtype.float32,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a method on PIE-Bench, in several sittings.
@@ -117,7 +117,7 @@ def pie_bench(
         run = Run(
             read_pie_bench(data, limit), chosen, preset or "exact", options.output_folder(output)
         )
-        loaded = options.load_model(model, dtype, device)
+        loaded = model.load()
         # Before the pictures are made: a network that cannot be loaded is found at once.
         networks = load_networks(dino, clip, lpips_weights, loaded.device)
         left = make_results(loaded, run, workers=workers, shard=share or (1, 1))

@@ -43,19 +43,15 @@ def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
     return lines
 
 
+@options.takes_model(None, help="Where the model is now, if it has moved.", without=("dtype",))
 def replay(
+    *,
     picture: Picture,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the new picture to this .png file."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Where the model is now, if it has moved.", show_default=False
-        ),
-    ] = None,
-    device: options.Device = None,
+    model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Make a picture again and compare the pixels.
@@ -85,14 +81,14 @@ def replay(
         if output is not None:
             options.output_file(output, ".png")
         try:
-            dtype = options.Dtype(made["dtype"])
-            name, base, lora = model or made["model"], made.get("base"), made.get("lora")
-            loaded = options.load_model(name, dtype, device, base=base, lora=lora)
+            loaded = model.load(model.model or made["model"], **_recorded(made))
             _check_weights(loaded, made, picture)
             with evaluations(loaded, "replaying"):
                 new = _again(loaded, made, picture)
             if "refinement" in made:
-                refiner = options.load_model(made["refinement"]["model"], dtype, device)
+                alike = options.ModelOptions(device=model.device, offload=model.offload)
+                about = made["refinement"]
+                refiner = alike.load(about["model"], **_recorded(about))
                 _check_weights(refiner, made["refinement"], picture)
                 with evaluations(refiner, "refining"):
                     new = repaint(refiner, new, made)[0]
@@ -120,6 +116,14 @@ def replay(
         f"{picture} could not be made again to the pixel: device, number of threads or library "
         "versions differ from those it was made with"
     )
+
+
+def _recorded(made: dict[str, Any]) -> dict[str, Any]:
+    """What the model was loaded with, as arguments of `load`."""
+    import torch
+
+    parts = {name: made[name] for name in ("convention", *options.WEIGHTS) if name in made}
+    return parts | {"dtype": getattr(torch, options.Dtype(made["dtype"]).value)}
 
 
 def _check_weights(model: FlowModel, made: dict[str, Any], picture: Path) -> None:

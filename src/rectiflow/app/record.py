@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 
 
 def of_model(model: FlowModel) -> dict[str, Any]:
-    """Which network, with which weights, on what."""
-    return {
+    """Which network, with which weights, on what; files and folders by their whole path."""
+    parts = model.loaded_with
+    if "base" in parts:
+        parts = parts | {"base": name_from_anywhere(parts["base"])}
+    if "lora" in parts:
+        from rectiflow.models.lora import Lora
+
+        loras = [Lora.parse(text) for text in parts["lora"]]
+        named = [f"{name_from_anywhere(one.source)}@{one.scale!r}" for one in loras]
+        parts = parts | {"lora": named}
+    return parts | {
         "model": name_from_anywhere(model.name),
         "weight_hash": model.weight_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -26,9 +35,9 @@ def of_model(model: FlowModel) -> dict[str, Any]:
 
 
 def name_from_anywhere(name: str) -> str:
-    """A model's name; of a folder the whole path, so that it is found from any other folder."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
+    """A name; of a file or folder the whole path, so that it is found from any other folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def environment(model: FlowModel) -> dict[str, str]:

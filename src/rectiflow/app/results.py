@@ -77,7 +77,7 @@ def write_pictures(
     about_source: dict[str, Any] = {"command": "source", "source": made["source"]}
     if inversion.seed is not None:
         about_source = {
-            **{key: made[key] for key in ("model", "weight_hash", "dtype", "device")},
+            **record.of_model(inversion.model),
             "command": "generate",
             "prompt": inversion.source_prompt,
             "negative_prompt": None,

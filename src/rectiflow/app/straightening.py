@@ -23,16 +23,13 @@ Pairs = Annotated[
     str | None,
     typer.Option(metavar="URI", help="The store of pairs to train on.", show_default=False),
 ]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="What to begin as: the teacher that made the pairs, or a student of it.  [default: "
-        "the teacher]",
-        show_default=False,
-    ),
-]
+takes_model = options.takes_model(
+    None,
+    help="What to begin as: the teacher that made the pairs, or a student of it.  [default: the "
+    "teacher]",
+    # accelerate says where it is trained, and mixed_precision in what.
+    without=("device", "dtype", "offload"),
+)
 Configuration = Annotated[
     str | None,
     typer.Option(
@@ -58,9 +55,11 @@ RunFolder = Annotated[
 ]
 
 
+@takes_model
 def reflow(
+    *,
     pairs: Pairs = None,
-    model: Model = None,
+    model: options.ModelOptions,
     config: Configuration = None,
     settings: run_options.Assignments = None,
     phase: OnlyPhase = None,
@@ -80,9 +79,11 @@ def reflow(
     _straighten("reflow", given, config, phase, resume, max_minutes, output, export, as_json)
 
 
+@takes_model
 def distill(
+    *,
     pairs: Pairs = None,
-    model: Model = None,
+    model: options.ModelOptions,
     config: Configuration = None,
     settings: run_options.Assignments = None,
     phase: OnlyPhase = None,
@@ -167,7 +168,7 @@ def _given(
     config: str | None,
     assignments: list[str] | None,
     pairs: str | None,
-    model: str | None,
+    model: options.ModelOptions,
     any_teacher: bool,
 ) -> Settings:
     """What options and a file of settings say; a named configuration comes in by phases."""
@@ -177,9 +178,9 @@ def _given(
 
         given = read_yaml(Path(config))
     given = run_options.assigned(given, assignments)
-    for key, value in (("pairs", pairs), ("model", model)):
-        if value is not None:
-            given[key] = value
+    named = {"pairs": pairs, "model": model.model, "base": model.base, "loras": model.lora,
+             "variant": model.variant, "revision": model.revision}  # fmt: skip
+    given |= {key: value for key, value in named.items() if value is not None}
     if any_teacher:
         given["any_teacher"] = True
     return given

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ class _Described:
     """A benchmark in words, for another process to make its own."""
 
     model: str
+    loaded_with: dict[str, Any]
     dtype: torch.dtype
     device: str
     weight_hash: str
@@ -62,6 +64,7 @@ def work_ahead(
         raise InputError("several processes need a folder for what they make: give -o DIR")
     described = _Described(
         model=bench.model.name,
+        loaded_with=bench.model.loaded_with,
         dtype=bench.model.dtype,
         device=str(bench.model.device),
         weight_hash=bench.model.weight_hash,
@@ -88,7 +91,12 @@ def work_ahead(
 
 def _work(described: _Described, jobs: Sequence[Job], n: int | None) -> None:
     """What another process does."""
-    model = load(described.model, dtype=described.dtype, device=described.device)
+    model = load(
+        described.model,
+        dtype=described.dtype,
+        device=described.device,
+        **described.loaded_with,
+    )
     if model.weight_hash != described.weight_hash:
         raise InputError(f"{described.model} has changed while it was in use: use --processes 1")
     bench = Benchmark(

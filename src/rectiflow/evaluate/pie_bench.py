@@ -90,7 +90,8 @@ def make_results(
     if workers == 1:
         _edit_all(model, run, mine)
         return run.left
-    settings = (model.name, model.dtype, str(model.device), model.weight_hash)
+    told = model.loaded_with | {"dtype": model.dtype, "device": str(model.device)}
+    settings = (model.name, told, model.weight_hash)
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
     context = multiprocessing.get_context("spawn")
@@ -200,12 +201,12 @@ def _claim(model: FlowModel, run: Run) -> None:
 
 
 def _work(
-    settings: tuple[str, torch.dtype, str, str], run: Run, share: Sequence[PieEdit], threads: int
+    settings: tuple[str, dict[str, Any], str], run: Run, share: Sequence[PieEdit], threads: int
 ) -> None:
     """What another process does."""
-    name, dtype, device, weight_hash = settings
+    name, told, weight_hash = settings
     torch.set_num_threads(threads)
-    model = load(name, dtype=dtype, device=device)
+    model = load(name, **told)
     if model.weight_hash != weight_hash:
         raise InputError(
             f"{name} has changed while it was in use: use --workers 1, or load it anew"

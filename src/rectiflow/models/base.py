@@ -51,6 +51,8 @@ class FlowModel(ABC):
         self.pipeline = pipeline
         self.name = name
         self.metadata = metadata or Metadata()
+        self.loaded_with: dict[str, Any] = {}
+        """What `load` was told beside the name and the dtype: base, lora, variant, …, as given."""
         self._dtype: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
 
     # What the network is.

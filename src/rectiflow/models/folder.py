@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from rectiflow.models.hub import first_sentence, hub_answers, partly_cached, ref
 from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
 
 INDEX = "model_index.json"
+WEIGHTS = r"([^/]+)/[^/.]+(?:\.([^/]+?))?(?:-\d+-of-\d+)?\.safetensors"
+"""A part's file of weights, perhaps one of several: (the part's folder, the variant)."""
+
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that nothing here asks: Stable Diffusion's filter of its own pictures, what
 brings them to it, and what reads pictures for an IP adapter."""
@@ -38,14 +43,30 @@ class Folder:
         source: A folder, or the id of a model on the hub.
         name: What to call it in messages.
         families: The pipelines that are understood.
+        variant: Of the weight files, as diffusers means it (`"fp16"`).
+        revision: Of the model on the hub: a branch, a tag or a commit.
 
     Raises:
         InputError: It is not there, cannot be reached, or is of no family of ours.
     """
 
-    def __init__(self, source: Path | str, name: str, families: Collection[str]) -> None:
+    def __init__(
+        self,
+        source: Path | str,
+        name: str,
+        families: Collection[str],
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if revision is not None and isinstance(source, Path):
+            raise InputError(
+                f"revision {revision} is of a model on the hub, and {name} is a folder here: leave "
+                "--revision out"
+            )
         self.source = source
         self.name = name
+        self.variant = variant
+        self.revision = revision
         self.local = isinstance(source, Path) or not hub_answers(source)
         """Whether to do without the hub."""
         self.config = self._index(families)
@@ -83,17 +104,18 @@ class Folder:
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            file = hf_hub_download(self.source, FILE_NAME, local_files_only=self.local)
+            file = hf_hub_download(
+                self.source, FILE_NAME, local_files_only=self.local, revision=self.revision
+            )
         except EntryNotFoundError:  # somebody else's checkpoint, or an offline copy of one
             return Metadata()
         return read_metadata(Path(file))
 
-    def pipeline(self, dtype: torch.dtype, variant: str | None = None, **given: Any) -> Any:
+    def pipeline(self, dtype: torch.dtype, **given: Any) -> Any:
         """The pipeline with its weights.
 
         Args:
             dtype: Of network and text encoders; the codec is in float32.
-            variant: Of the weight files.
             **given: Parts to use instead of the saved ones.
         """
         import diffusers
@@ -104,26 +126,25 @@ class Folder:
         return getattr(diffusers, BUILT_AS.get(self.class_name, self.class_name)).from_pretrained(
             str(self.source),
             dtype={"default": dtype, "vae": torch.float32},
-            variant=variant,
+            variant=self.variant,
+            revision=self.revision,
             use_safetensors=True,
             local_files_only=self.local,
             **self.left_out | self.unused,
-            **self.text_encoders(dtype, variant, without=given),
+            **self.text_encoders(dtype, without=given),
             **given,
         )
 
-    def text_encoders(
-        self, dtype: torch.dtype, variant: str | None = None, without: Collection[str] = ()
-    ) -> dict[str, Any]:
+    def text_encoders(self, dtype: torch.dtype, without: Collection[str] = ()) -> dict[str, Any]:
         """The text encoders, loaded apart: a pipeline would not say that weights are missing.
 
         Args:
             dtype: To load them in.
-            variant: Of the weight files.
             without: Those to leave out.
         """
         import transformers
 
+        self._check_variant()
         encoders = {}
         for part, (_, kind) in self.parts.items():
             if not part.startswith("text_encoder") or part in without:
@@ -133,9 +154,9 @@ class Folder:
                 subfolder=part,
                 output_loading_info=True,
                 dtype=dtype,
-                variant=variant,
                 use_safetensors=True,
                 local_files_only=self.local,
+                **self.place_of(part),
             )
             if info["missing_keys"]:
                 missing = sorted(info["missing_keys"])[0]
@@ -143,6 +164,16 @@ class Folder:
                     f"{self.name}: the weights are incomplete ({part}.{missing} is missing)"
                 )
         return encoders
+
+    def place_of(self, part: str) -> dict[str, Any]:
+        """Which files of a part are its weights, as `from_pretrained` wants to be told.
+
+        Args:
+            part: Its name. Where it has no weights of the variant it has the others, as in
+                diffusers.
+        """
+        there = self.variant is not None and self.variant in self._variants(part)
+        return {"variant": self.variant if there else None, "revision": self.revision}
 
     def failure(self, error: BaseException) -> InputError:
         """The line for what a library raised while it loaded weights from here."""
@@ -152,6 +183,10 @@ class Folder:
                 return refused
             if self.local:
                 return partly_cached(self.name, first_sentence(error))
+            try:
+                self._check_variant()
+            except InputError as wrong:
+                return wrong
         return InputError(
             f"{self.name} cannot be loaded: {first_sentence(error)} (a complete diffusers folder "
             "with safetensors weights is needed)"
@@ -164,7 +199,7 @@ class Folder:
         source, name = self.source, self.name
         try:
             config: dict[str, Any] = DiffusionPipeline.load_config(
-                str(source), local_files_only=self.local
+                str(source), local_files_only=self.local, revision=self.revision
             )
         except (OSError, ValueError) as error:
             if isinstance(source, Path):
@@ -191,11 +226,46 @@ class Folder:
                     raise InputError(f"{name} is incomplete: {what}")
         return config
 
+    def _check_variant(self) -> None:
+        """See that every part has weights of the variant, or of none where none was asked for."""
+        if isinstance(self.source, str) and not self.local and self.variant is None:
+            return  # the hub is asked for a list only if something is missing
+        found = {part: self._variants(part) for part in self.parts if part not in UNUSED}
+        named = sorted({name for names in found.values() for name in names if name is not None})
+        if self.variant is not None and self.variant not in named:
+            there = f"those of {', '.join(named)}" if named else "none of any variant"
+            raise InputError(
+                f"{self.name} has no weight files of the variant {self.variant}: there are {there}"
+            )
+        for part, names in found.items():
+            if names and not {None, self.variant} & names:
+                other = sorted(name for name in names if name is not None)[0]
+                raise InputError(
+                    f"{self.name}: {part} has weight files of the variant {other} alone: give "
+                    f"variant={other!r} (--variant {other})"
+                )
+
+    def _variants(self, part: str) -> set[str | None]:
+        """The variants of the weight files of a part; None is for those without a name."""
+        matches = (re.fullmatch(WEIGHTS, file) for file in self._files if file.startswith(part))
+        return {match[2] for match in matches if match is not None and match[1] == part}
+
+    @cached_property
+    def _files(self) -> list[str]:
+        place = self.source if isinstance(self.source, Path) else self._cached()
+        if place is not None:
+            return [file.relative_to(place).as_posix() for file in place.glob("*/*.safetensors")]
+        from huggingface_hub import HfApi
+
+        return list(HfApi().list_repo_files(str(self.source), revision=self.revision))
+
     def _cached(self) -> Path | None:
         """Where the hub's cache has this model, if it is all there is to load from."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(str(self.source), INDEX) if self.local else None
+        if not self.local:
+            return None
+        found = try_to_load_from_cache(str(self.source), INDEX, revision=self.revision)
         return Path(found).parent if isinstance(found, str) else None
 
     def _no_index(self, error: BaseException) -> InputError:

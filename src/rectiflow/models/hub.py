@@ -34,7 +34,11 @@ def refusal(name: str, error: BaseException) -> InputError | None:
         name: The model's id.
         error: What was raised; its causes are looked at too.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     for cause in _causes(error):
         if isinstance(cause, GatedRepoError):
@@ -42,6 +46,8 @@ def refusal(name: str, error: BaseException) -> InputError | None:
                 f"{name} is gated: accept its licence at {PAGE}{name}, then log in with "
                 "`hf auth login`"
             )
+        if isinstance(cause, RevisionNotFoundError):
+            return InputError(f"{name} has no such revision on the hub: see {PAGE}{name}/tree/main")
         if isinstance(cause, RepositoryNotFoundError):
             return InputError(
                 f"there is neither a folder {name!r} nor such a model on the hub (for a private "

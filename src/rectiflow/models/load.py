@@ -55,6 +55,7 @@ def load(
     device: str | torch.device | None = None,
     offload: Offload | None = None,
     variant: str | None = None,
+    revision: str | None = None,
     base: str | Path | None = None,
     lora: Sequence[str | Path] = (),
     convention: Literal["instaflow"] | None = None,
@@ -71,6 +72,7 @@ def load(
         offload: Keep the weights in main memory and bring to the accelerator one `"model"` at a
             time, or layer after layer (`"sequential"`).
         variant: Of the weight files, as diffusers means it (`"fp16"`).
+        revision: Of a model on the hub: a branch, a tag or a commit.
         base: For a checkpoint in one file: the model (a name, a folder or an id) that gives the
             parts the file does not have.
         lora: LoRAs to add, each a file, a folder or a hub id, with `@SCALE` behind it if it is not
@@ -94,7 +96,7 @@ def load(
     if offloads and device.type == "cpu":
         raise InputError(f"offload={offload!r} needs an accelerator: leave it out on the CPU")
     with quiet_libraries():
-        pipeline, folder = _open(source, name, base, dtype, variant)
+        pipeline, folder = _open(source, name, base, dtype, variant, revision)
         add_loras(pipeline, lora, name)
         check_finite({key: m for key, m in pipeline.components.items() if _is_network(m)}, name)
         family, metadata = _family(folder, convention), folder.metadata()
@@ -102,6 +104,9 @@ def load(
             to_diffusers_sign(pipeline, name)
             metadata = official_metadata(metadata, name)
         model = family(pipeline, name=name, metadata=metadata)
+        told = {"base": base and str(base), "lora": [str(one) for one in lora], "variant": variant,
+                "revision": revision, "convention": convention}  # fmt: skip
+        model.loaded_with = {key: value for key, value in told.items() if value}
         _place(model, device, offload)
     return model
 
@@ -163,7 +168,12 @@ def _place(model: FlowModel, device: torch.device, offload: Offload | None) -> N
 
 
 def _open(
-    source: Path | str, name: str, base: str | Path | None, dtype: torch.dtype, variant: str | None
+    source: Path | str,
+    name: str,
+    base: str | Path | None,
+    dtype: torch.dtype,
+    variant: str | None,
+    revision: str | None,
 ) -> tuple[Any, Folder]:
     """The pipeline, and the folder (or repository) that says what it is."""
     from safetensors import SafetensorError
@@ -174,13 +184,19 @@ def _open(
             place, base_name = _resolve(base)
             if isinstance(place, Path) and place.is_file():
                 raise InputError(f"base {place} is a file and no complete pipeline: give a folder")
-            rest = Folder(place, base_name, FAMILIES)
+            rest = Folder(place, base_name, FAMILIES, variant, revision)
+        elif variant is not None or revision is not None:
+            given = f"--variant {variant}" if variant is not None else f"--revision {revision}"
+            raise InputError(
+                f"{given} is of a folder or a model on the hub, and {name} is one file: leave it "
+                "out, or name with base= (--base) what it is of"
+            )
         return open_single_file(source, rest, FAMILIES, dtype)
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
-    folder = Folder(source, name, FAMILIES)
+    folder = Folder(source, name, FAMILIES, variant, revision)
     try:
-        return folder.pipeline(dtype, variant), folder
+        return folder.pipeline(dtype), folder
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

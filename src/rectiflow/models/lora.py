@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rectiflow.errors import InputError
 from rectiflow.models.hub import first_sentence, hub_answers, refusal
 
@@ -78,6 +80,19 @@ def add_loras(pipeline: Any, loras: Sequence[str | Path], name: str) -> None:
     for adapter, lora in adapters.items():
         _load(pipeline, lora, adapter, name)
     pipeline.set_adapters(list(adapters), [lora.scale for lora in adapters.values()])
+
+
+def merge_loras(part: nn.Module) -> None:
+    """Add a network's LoRAs into its weights, and take their layers out; in place."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in part.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    recurse_remove_peft_layers(part)
+    del part.peft_config
+    part._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
 def _load(pipeline: Any, lora: Lora, adapter: str, name: str) -> None:

@@ -108,6 +108,8 @@ def _open(
     import diffusers
 
     options: dict[str, Any] = {"config": str(base.source), "local_files_only": base.local}
+    if base.revision is not None:
+        options["revision"] = base.revision
     quantised: dict[str, Any] = {}
     if gguf:
         quantised["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
@@ -130,7 +132,11 @@ def _open(
     if not has_codec:
         codec = getattr(diffusers, base.parts["vae"][1])
         given["vae"] = codec.from_pretrained(
-            str(base.source), subfolder="vae", dtype=torch.float32, local_files_only=base.local
+            str(base.source),
+            subfolder="vae",
+            dtype=torch.float32,
+            local_files_only=base.local,
+            **base.place_of("vae"),
         )
     kind = getattr(diffusers, base.class_name)
     left_out = base.left_out | base.unused

@@ -9,7 +9,7 @@ from typing import Any
 from rectiflow.errors import WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.straighten.assembly import loaded
-from rectiflow.straighten.phases import plan_phases, run_phases
+from rectiflow.straighten.phases import FIRST, plan_phases, run_phases
 
 
 def reflow(
@@ -81,6 +81,9 @@ def _straighten(
     settings: dict[str, Any],
 ) -> FlowModel:
     given = settings | {"model": model if isinstance(model, str) else model.name}
+    if isinstance(model, FlowModel):  # for when the run is taken up again
+        told = {"loras" if key == "lora" else key: v for key, v in model.loaded_with.items()}
+        given |= {key: value for key, value in told.items() if key in FIRST}
     if pairs is not None:
         given["pairs"] = str(pairs)
     begun = None if isinstance(model, str) else model

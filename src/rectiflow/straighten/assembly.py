@@ -46,7 +46,7 @@ def assemble(
     Raises:
         InputError: A part is missing, or the parts do not belong together.
     """
-    model = loaded(config.model) if model is None else model
+    model = loaded(config.model, **config.loaded_with) if model is None else model
     store = None if config.pairs is None else PairStore.open(config.pairs)
     if store is not None:
         check_store(store.manifest, store.uri, model, config.any_teacher)
@@ -69,9 +69,15 @@ def assemble(
     return StraightenTask(config, student, coupling, held_out, _record(identity, model)), identity
 
 
-def loaded(name: str) -> FlowModel:
-    """A model in float32, on the device of this process."""
-    return load(name, device=PartialState(cpu=not torch.accelerator.is_available()).device)
+def loaded(name: str, **told: Any) -> FlowModel:
+    """A model in float32, on the device of this process.
+
+    Args:
+        name: Of the model.
+        **told: Of `load`, beside.
+    """
+    device = PartialState(cpu=not torch.accelerator.is_available()).device
+    return load(name, device=device, **told)
 
 
 def check_store(manifest: Manifest, uri: str, model: FlowModel, any_teacher: bool = False) -> None:
@@ -125,7 +131,7 @@ def _hash_in(model: FlowModel, dtype: str) -> str:
     if model.dtype == wanted:
         return model.weight_hash
     try:
-        return load(model.name, dtype=wanted, device="cpu").weight_hash
+        return load(model.name, dtype=wanted, device="cpu", **model.loaded_with).weight_hash
     except InputError:  # a model that was made in memory
         return ""
 

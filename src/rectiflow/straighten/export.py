@@ -29,6 +29,7 @@ from rectiflow.models.folder import INDEX, Folder
 from rectiflow.models.hub import first_sentence
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import FAMILIES
+from rectiflow.models.lora import merge_loras
 from rectiflow.models.metadata import FILE_NAME, Metadata, write_metadata
 from rectiflow.straighten.card import CARD, made_for_few_steps, write_card
 from rectiflow.straighten.stock import stock_scheduler
@@ -243,19 +244,6 @@ def _in_dtype(name: str, part: nn.Module, dtype: torch.dtype) -> nn.Module:
                 "export in bfloat16 or float32"
             )
     return part
-
-
-def merge_loras(part: nn.Module) -> None:
-    """Add a network's LoRAs into its weights, and take their layers out; in place."""
-    from diffusers.utils.peft_utils import recurse_remove_peft_layers
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in part.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-    recurse_remove_peft_layers(part)
-    del part.peft_config
-    part._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
 def _check(folder: Path, pipeline: Any, dtype: torch.dtype) -> None:

@@ -92,7 +92,7 @@ def load_student(
     if found is None:
         raise InputError(f"{run} has no checkpoint yet: train first")
     state = checkpoint.load(found)
-    model = load(config.model, device=device)
+    model = load(config.model, device=device, **config.loaded_with)
     identity = _identity(state, model, found)
     student = begin(
         model,

@@ -24,8 +24,8 @@ from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.diffusion import variance_preserving
 from rectiflow.flow.path import convert
 from rectiflow.models.base import FlowModel
+from rectiflow.models.lora import merge_loras
 from rectiflow.models.unet import UNetModel
-from rectiflow.straighten.export import merge_loras
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3

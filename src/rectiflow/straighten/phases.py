@@ -29,6 +29,9 @@ from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.trainer import Trainer
 from rectiflow.straighten.training_record import MODEL, read_record
 
+FIRST = ("base", "loras", "variant", "revision")
+"""What says which weights the first phase begins with; the others begin as its model."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -174,7 +177,8 @@ def export_model(plan: Plan, folder: Path) -> None:
 def _configure(settings: dict[str, Any], run: Path, before: Path | None) -> StraightenConfig:
     """The configuration of a phase that begins as the model in `before`, if there is one."""
     if before is not None:
-        settings = settings | {"model": str(before)}
+        rest = {key: value for key, value in settings.items() if key not in FIRST}
+        settings = rest | {"model": str(before)}
     elif "model" not in settings:
         settings = settings | {"model": _teacher_of(settings)}
     return continued(StraightenConfig, settings, run)

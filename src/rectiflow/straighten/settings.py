@@ -41,6 +41,14 @@ class StraightenConfig(TrainConfig):
     # The student.
     model: str
     """What the student begins as: the teacher, or an earlier student."""
+    base: str | None = None
+    """What gives the parts that a model in one file does not have."""
+    loras: tuple[str, ...] = ()
+    """LoRAs that the model has, as `FILE_OR_ID[@SCALE]`; the student begins with them merged."""
+    variant: str | None = None
+    """Of the model's weight files, as diffusers means it."""
+    revision: str | None = None
+    """Of a model on the hub."""
     start: Start = "exact"
     """Keep a diffusion network's own prediction, or read its weights as a velocity's."""
     loss_space: Literal["velocity", "prediction"] = "velocity"
@@ -175,6 +183,12 @@ class StraightenConfig(TrainConfig):
         if self.anneal_steps > self.steps:
             found.append("anneal_steps is more than steps: the coupling would never be the pairs'")
         return found
+
+    @property
+    def loaded_with(self) -> dict[str, Any]:
+        """What `load` is told beside the model's name."""
+        told = {"base": self.base, "lora": self.loras, "variant": self.variant}
+        return {key: value for key, value in (told | {"revision": self.revision}).items() if value}
 
     @property
     def lora(self) -> LoraPlan | None:

@@ -29,6 +29,7 @@ from torch import nn
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.lora import merge_loras
 
 Start = Literal["exact", "reuse"]
 Stacking = Literal["shared", "separate"]
@@ -81,6 +82,8 @@ def begin(
     if lora is not None and importlib.util.find_spec("peft") is None:
         raise InputError("a LoRA student needs peft: pip install 'rectiflow[lora]'")
     network = copy.deepcopy(model.network).float()
+    if getattr(network, "peft_config", None):  # what is trained are weights, not what is beside
+        merge_loras(network)
     network.requires_grad_(False)
     if guidance_embedded and not model.guidance_embeds:
         network = _with_guidance(network, model.name)
