@@ -62,7 +62,7 @@ def by_diffusers(
     ).images
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("scale", [0.5, 2.5])
 @pytest.mark.parametrize("size", [SIZE, (56, 24)])
 def test_generates_what_diffusers_generates(
     model: QwenImageModel, size: tuple[int, int], scale: float
@@ -79,7 +79,7 @@ def test_generates_what_diffusers_generates(
     torch.testing.assert_close(ours.x, unpacked(theirs, size), atol=1e-5, rtol=0)
     pictures = by_diffusers(model.pipeline, noise, size, output_type="pt", **given)
     torch.testing.assert_close(model.decode(ours.x), pictures, atol=1e-5, rtol=0)
-    assert ours.nfe == steps * 2 * (1 if scale == 1 else 2)
+    assert ours.nfe == steps * 2 * (2 if scale > 1 else 1)
     assert (ours.x - noise).abs().max() > 0.1  # the network did something
 
 

@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest) -> SD3Model:
     return tiny_model(**VARIANTS[request.param])
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [0.0, 3.0])
 def test_generates_what_diffusers_generates(model: SD3Model, guidance_scale: float) -> None:
     steps, (height, width) = 5, (32, 48)
     noise = initial_noise(model, [3, 4], height, width)
@@ -66,7 +66,7 @@ def test_generates_what_diffusers_generates(model: SD3Model, guidance_scale: flo
     )
     torch.testing.assert_close(solution.x, theirs, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.decode(solution.x), pictures, atol=1e-5, rtol=0)
-    assert solution.nfe == steps * 2 * (1 if guidance_scale == 1 else 2)
+    assert solution.nfe == steps * 2 * (2 if guidance_scale > 1 else 1)
     assert (solution.x - noise).abs().max() > 0.1  # the network did something
 
 

@@ -36,7 +36,7 @@ def said(model: FlowModel, negative: str | None = None, prompt: str = PROMPT, **
 )
 def test_a_negative_prompt_without_guidance(given: dict[str, float], scale: str | None) -> None:
     heard = said(tiny_model(), "sad", **given)
-    assert ("has no effect at guidance 1" in heard) == (scale is not None)
+    assert ("has no effect without guidance" in heard) == (scale is not None)
     assert scale is None or f"Raise {scale} " in heard
     assert "negative" not in said(tiny_model())
 

@@ -64,7 +64,7 @@ def straight_edits(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Of the target prompt.  [default: 1.5]", show_default=False),
+        typer.Option(min=0, help="Of the target prompt.  [default: 1.5]", show_default=False),
     ] = None,
     limit: Limit = None,
     output: Output = None,

@@ -49,6 +49,7 @@ def export(
     guidance: Annotated[
         float | None,
         typer.Option(
+            min=0,
             help="At which it is to be used, for its rectiflow.json and card.  [default: 1.5 after "
             "reflow, 1 for few steps]",
             show_default=False,

@@ -96,7 +96,7 @@ def generate(
     ] = None,
     refine_guidance: Annotated[
         float | None,
-        typer.Option(help="Likewise.  [default: the model's]", show_default=False),
+        typer.Option(min=0, help="Likewise.  [default: the model's]", show_default=False),
     ] = None,
     interpolate: Annotated[
         str | None,
@@ -169,8 +169,8 @@ def generate(
             film.check()
         loaded = model.load()
         about = _about(loaded, prompts[0], negative, steps, guidance, solver, height, width)
-        if negative and about["guidance_scale"] == 1:
-            terminal.warn("the negative prompt has no effect at guidance 1")
+        if negative and (loaded.guidance_embeds or about["guidance_scale"] <= 1):
+            terminal.warn("the negative prompt has no effect without classifier-free guidance")
         if film is not None:
             paint_walk(loaded, about, film, terminal)
             return

@@ -95,7 +95,9 @@ Steps = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance", help="Classifier-free guidance; 1 is none.", show_default=False),
+    typer.Option(
+        "--guidance", min=0, help="Classifier-free guidance; up to 1 is none.", show_default=False
+    ),
 ]
 PresetName = Annotated[
     str | None,

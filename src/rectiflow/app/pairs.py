@@ -61,7 +61,9 @@ def pairs(
     model: options.ModelOptions,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Classifier-free guidance.  [default: 5; with --images 1]"),
+        typer.Option(
+            min=0, help="Classifier-free guidance; up to 1 is none.  [default: 5; with --images 1]"
+        ),
     ] = None,
     negative: Annotated[
         str | None, typer.Option(help="What guidance pushes away from.", show_default=False)

@@ -258,7 +258,7 @@ def evaluate_emoji_models(
             "weight_hash": model.weight_hash,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
-            "nfe": steps * (1 if guidance == 1 else 2),
+            "nfe": steps * (2 if guidance > 1 else 1),
             "seeds": [first_seed, seeds[-1]],
             **_circumstances(model.device),
         },

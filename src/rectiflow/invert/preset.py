@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from rectiflow.errors import InputError, nearest
+from rectiflow.models.guidance import check_guidance
 
 SchemeName = Literal[
     "euler",
@@ -111,7 +112,7 @@ class Preset:
     method: MethodName = "two_branch"
     """A name of `METHODS`."""
     guidance_scale: float = 1.0
-    """Of the target prompt; inversion runs without guidance."""
+    """Of the target prompt, with diffusers' meaning: up to 1 is none. Inversion has none."""
     true_cfg_scale: float = 1.0
     """α of a network that takes `guidance_scale` as an input (FLUX.1-dev)."""
     source_guidance_scale: float = 1.0
@@ -186,9 +187,10 @@ class Preset:
         for name, least in (("n_avg", 1), ("n_min", 0), ("noise_seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
-        for name in ("guidance_scale", "true_cfg_scale", "source_guidance_scale", "omega"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}; a finite number")
+        for name in ("guidance_scale", "true_cfg_scale", "source_guidance_scale"):
+            check_guidance(name, getattr(self, name))
+        if not math.isfinite(self.omega):
+            raise InputError(f"omega is {self.omega}; a finite number")
         for name in RATIOS:
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")

@@ -37,7 +37,7 @@ class Renoising(Scheme):
         assert noise is not None
         states = [torch.lerp(noise[step], x_1, t) for step, t in enumerate(grid[:-1])]
         reversed_path = [x_1, *states[::-1]]
-        if (preset.guidance_scale, preset.true_cfg_scale) != (1.0, 1.0):
+        if max(preset.guidance_scale, preset.true_cfg_scale) > 1:
             return InversionResult.unsolved(reversed_path, evaluations=0)
         asked = [velocity(x, grid[step], step) for step, x in enumerate(states)]
         return InversionResult.unsolved(reversed_path, velocities=torch.stack(asked))

@@ -68,7 +68,7 @@ def generate_latents(
         prompts: One per row of the noise, or one for all; or what the model's `encode_prompt` has
             made of them.
         latents: The noise, float32 [B, C, h, w].
-        negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
+        negative_prompt: One for all or one each, by default the empty one. Unused without guidance.
         num_inference_steps: N; the model's default if None.
         guidance_scale: The model's default if None.
         true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
@@ -101,7 +101,7 @@ def generate_latents(
     cond = prompts if isinstance(prompts, Conditioning) else model.encode_prompt(prompts)
     cond = cond.rows(len(latents))
     negative = None
-    if guided(model, cond, guidance_scale, true_cfg_scale)[1] != 1:
+    if guided(model, cond, guidance_scale, true_cfg_scale)[1] > 1:
         negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
     velocity = GuidedVelocity(model, cond, negative, guidance_scale, true_cfg_scale)
     latents = latents.to(model.device)
@@ -157,12 +157,13 @@ def generate(
     Args:
         model: From `load`.
         prompts: One or more.
-        negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
+        negative_prompt: One for all or one each, by default the empty one. Unused without guidance.
         seed: Item i is drawn from `seed + i`; or one seed per item.
         generator: CPU generators to draw from instead, one per item.
         latents: The noise itself instead, float32 [B, C, h, w].
         num_inference_steps: The model's default if None.
-        guidance_scale: The model's default if None. At 1 nothing goes through the network twice.
+        guidance_scale: The model's default if None. Up to 1 is none: nothing goes through the
+            network twice.
         true_cfg_scale: α of a network that takes the guidance as an input, as in `GuidedVelocity`.
         height: In pixels; the model's default, or that of `latents`, if None.
         width: Likewise.

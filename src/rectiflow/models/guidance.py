@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
 
@@ -14,17 +16,20 @@ from rectiflow.models.prompts import Conditioning
 class GuidedVelocity:
     """A model's field under classifier-free guidance, `α v(x, t | c) + (1 - α) v(x, t | ∅)`.
 
-    At α = 1 this is the conditional field, one network sample per row. Otherwise both halves go
-    through the network in one batch, [negative, prompt].
+    At α ≤ 1 this is the conditional field, as in diffusers, at one network sample per row.
+    Otherwise both halves go through the network in one batch, [negative, prompt].
 
     Args:
         model: The network.
         cond: A prompt per row, or one for all.
-        negative: What stands for ∅, likewise; the empty prompt if None. Not used at α = 1.
+        negative: What stands for ∅, likewise; the empty prompt if None. Not used at α ≤ 1.
         guidance_scale: With diffusers' meaning: α, or, where the network takes the guidance as an
-            input, that input.
+            input, that input, whatever it is.
         true_cfg_scale: α of a network that takes the guidance as an input; another network takes
-            it in the place of `guidance_scale` unless it is 1.
+            it in the place of `guidance_scale` if it is above 1.
+
+    Raises:
+        InputError: A scale is negative or not finite.
     """
 
     def __init__(
@@ -67,8 +72,24 @@ def guided(
     """Where a guidance scale goes: into the network's input, or into α.
 
     Returns:
-        The prompts, with the network's guidance input if it has one, and α.
+        The prompts, with the network's guidance input if it has one, and α, which is 1 where there
+        is no classifier-free guidance.
+
+    Raises:
+        InputError: A scale is negative or not finite.
     """
+    check_guidance("guidance_scale", guidance_scale)
+    check_guidance("true_cfg_scale", true_cfg_scale)
     if model.guidance_embeds:
-        return cond.with_guidance(guidance_scale), true_cfg_scale
-    return cond, guidance_scale if true_cfg_scale == 1 else true_cfg_scale
+        return cond.with_guidance(guidance_scale), max(1.0, true_cfg_scale)
+    return cond, max(1.0, guidance_scale if true_cfg_scale <= 1 else true_cfg_scale)
+
+
+def check_guidance(name: str, scale: float) -> None:
+    """Refuse what is no guidance scale.
+
+    Raises:
+        InputError: It is negative or not finite.
+    """
+    if not (math.isfinite(scale) and scale >= 0):
+        raise InputError(f"{name} is {scale}: give 0 or more; up to 1 is no guidance")

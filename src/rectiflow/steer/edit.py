@@ -187,7 +187,7 @@ def edit(
             the settings it was made with.
         prompts: what the image should show instead; each gives one result.
         source_prompt: what it shows now; the empty prompt when None.
-        negative_prompt: what guidance pushes away from; has no effect at guidance 1.
+        negative_prompt: what guidance pushes away from; has no effect without guidance.
         preset: a name of `PRESETS` or a `Preset`.
         mask: white where the edit may change the picture, grey where it may somewhat; of the
             picture's size. Without one, ``mask_threshold`` derives one.

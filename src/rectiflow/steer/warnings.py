@@ -41,7 +41,9 @@ def edit_warnings(
     )
     if negative_prompt and alpha == 1:
         scale = "true_cfg_scale" if inversion.model.guidance_embeds else "guidance_scale"
-        found.append(f"The negative prompt has no effect at guidance 1. Raise {scale} to use it.")
+        found.append(
+            f"The negative prompt has no effect without guidance. Raise {scale} above 1 to use it."
+        )
     return found + unknown_image(inversion)
 
 

@@ -26,6 +26,7 @@ from rectiflow._version import __version__
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX, Folder
+from rectiflow.models.guidance import check_guidance
 from rectiflow.models.hub import first_sentence
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import FAMILIES
@@ -75,9 +76,12 @@ def save_pipeline(
             after reflow (InstaFlow), 1 for students of few steps.
 
     Raises:
-        InputError: The folder has other things in it, or a weight does not fit into the dtype.
+        InputError: The folder has other things in it, a weight does not fit into the dtype, or the
+            guidance is negative.
         WorkError: The files could not be written, or are not what was written.
     """
+    if guidance_scale is not None:
+        check_guidance("guidance_scale", guidance_scale)
     put_back(folder)
     check_folder(folder)
     record = completed(record or {}, model)

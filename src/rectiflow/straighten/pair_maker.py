@@ -5,7 +5,6 @@ Source: Liu et al. 2024, InstaFlow, arXiv 2309.06380, eq. 3: `X_1 = ODE[v_k](X_0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.guidance import check_guidance
 from rectiflow.straighten.folder import Folder
 from rectiflow.straighten.manifest import MANIFEST, Manifest, hash_prompts, read_manifest
 from rectiflow.straighten.pair_source import Generated, Inverted, Source, hash_files
@@ -138,8 +138,7 @@ def make_pairs(
         raise InputError(f"worker is {worker} of {num_workers}: they are numbered from 0")
     if images is not None and num > len(images):
         raise InputError(f"num is {num}, and there are {len(images)} images: give no more")
-    if not math.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale is {guidance_scale}: give a finite number")
+    check_guidance("guidance_scale", guidance_scale)
     height = model.default_size if height is None else height
     width = model.default_size if width is None else width
     wanted = Manifest(

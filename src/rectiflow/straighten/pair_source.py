@@ -130,8 +130,8 @@ class Inverted:
     def _start(self, prompts: Sequence[str], x_1: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         model, made = self.model, self.manifest
         negative = None
-        if made.guidance_scale != 1:
-            negative = model.encode_prompt(made.negative_prompt or "")
+        if made.negative_prompt:
+            negative = model.encode_prompt(made.negative_prompt)
         field = GuidedVelocity(model, model.encode_prompt(prompts), negative, made.guidance_scale)
         x = integrate(field, x_1, self._grid(steps).flip(0), made.solver).x
         # A diffusion network's flow begins from a multiple of the noise.

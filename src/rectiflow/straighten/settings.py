@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -13,6 +13,7 @@ from rectiflow.straighten.losses import HUBER, MISSING_WEIGHTS, PERCEPTUAL, Loss
 from rectiflow.straighten.student import LoraPlan, Stacking, Start
 
 Kind = Literal["reflow", "distill", "flow_matching"]
+Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StraightenConfig(TrainConfig):
@@ -119,8 +120,8 @@ class StraightenConfig(TrainConfig):
     solver: str | None = None
     """By which the teacher is solved; None: dpmpp for pairs of a diffusion model, else euler."""
     num_inference_steps: PositiveInt = 25
-    guidance_scales: tuple[float, ...] = Field(default=(5.0,), min_length=1)
-    """Each sample draws one."""
+    guidance_scales: tuple[Guidance, ...] = Field(default=(5.0,), min_length=1)
+    """Each sample draws one; up to 1 is no guidance."""
     negative_prompt: str | None = None
     height: PositiveInt | None = None
     width: PositiveInt | None = None
