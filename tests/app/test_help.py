@@ -62,7 +62,7 @@ def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
         ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--guidance", "nan"],
-            "guidance_scale",
+            "--guidance",
         ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--preset", "best"],
