@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from rectiflow.errors import InputError
 from rectiflow.flow import (
     GRIDS,
+    active_steps,
     check_grid,
     diffusers_default,
     dynamic_mu,
@@ -152,3 +155,11 @@ def test_what_is_no_grid_is_refused(arguments, message):
 
 def test_uniform_is_exact():
     assert uniform(8).tolist() == [i / 8 for i in range(9)]
+
+
+def test_a_share_of_the_steps_is_that_of_the_numbers_as_written():
+    """Whatever floating point makes of the product; and n of N steps are n."""
+    for steps in range(1, 129):
+        for percent in range(101):
+            assert active_steps(percent / 100, steps) == Fraction(percent, 100) * steps // 1
+        assert [active_steps(n / steps, steps) for n in range(steps + 1)] == [*range(steps + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,23 @@ import torch
 from torch import Tensor
 
 from rectiflow.invert import get_preset
-from rectiflow.invert.features import active_steps, attention_points, text_points
+from rectiflow.invert.features import attention_points, text_points, wanted_features
+from rectiflow.invert.inverting import grid_for
+from rectiflow.invert.result import InversionResult
 from rectiflow.models import SD3Model
 from rectiflow.models.base import Conditioning
 from rectiflow.models.taps import Point, every_point, tapped
-from rectiflow.steer import AdaLNReplacement, AttentionInjection, align, controlled
+from rectiflow.steer import (
+    AdaLNReplacement,
+    AttentionInjection,
+    EditTask,
+    align,
+    controlled,
+    edit_latents,
+)
 from rectiflow.steer.controls import Control, Rows
+from rectiflow.steer.two_branch import controls_of
+from rectiflow.steer.windows import word_steps
 from tests.steer.reference import reference_velocity
 from tests.tiny import tiny_model
 
@@ -290,21 +302,37 @@ def test_in_half_precision() -> None:
     assert not torch.equal(before[3], after[3]) and torch.isfinite(after).all()
 
 
-@pytest.mark.parametrize(
-    ("ratio", "steps", "expected"),
-    [
-        (0.0, 30, 0),
-        (1.0, 30, 30),
-        (0.15, 30, 4),
-        (0.15, 20, 3),
-        (0.3, 10, 3),
-        (0.29, 100, 29),
-        (0.7, 10, 7),
-        (0.15, 4, 0),
-    ],
-)
-def test_how_many_steps_a_ratio_covers(ratio: float, steps: int, expected: int) -> None:
-    assert active_steps(ratio, steps) == expected
+def test_one_rule_for_every_share_of_the_steps(sd3: SD3Model) -> None:
+    """0.29 of 100 steps are 29, where a product in floating point is 28.999…"""
+    steps = 100
+    preset = get_preset("ftedit", num_inference_steps=steps, adaln_ratio=0.29, attention_ratio=0.29)
+    assert len(grid_for(sd3, preset.override({"strength": 0.29}), torch.zeros(1, 4, 8, 8))) == 30
+    source, target = "a red apple on the left", "a red cat on the left"
+    found = align(sd3, source, target)
+    path = InversionResult.unsolved([*torch.randn(steps + 1, 1, 4, 8, 8)])
+    work = EditTask(
+        path=path,
+        grid=torch.linspace(0, 1, steps + 1),
+        source=sd3.encode_prompt(source),
+        target=sd3.encode_prompt(target),
+        owners=(0,),
+        token_maps=found.token_map[None],
+    )
+    assert [control.steps for control in controls_of(sd3, preset, work)] == [29, 29]
+    kept = dataclasses.replace(preset, source_features="inversion")
+    assert set(wanted_features(sd3, kept, steps).values()) == {29}
+    whole = preset.override({"adaln_ratio": 1.0})
+    held = word_steps(sd3, [target], work.token_maps, {"left": 0.29}, whole)
+    assert held.unique().tolist() == [0, 29, 100]
+    drawn = get_preset("rf-inversion", num_inference_steps=steps, eta=1.0, eta_ratio=0.29)
+    states: list[Tensor] = []
+    edit_latents(sd3, work, drawn, lambda step, t, x: states.append(x))
+    image, noise = path.trajectory[-1], path.trajectory[0]
+    straight = [
+        torch.allclose(x, torch.lerp(noise, image, t), atol=1e-4)
+        for x, t in zip(states, work.grid[1:], strict=True)
+    ]
+    assert straight == [True] * 29 + [False] * 71
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.invert import Preset, get_preset
-from rectiflow.invert.features import active_steps, attention_points, text_points
+from rectiflow.invert.features import attention_points, text_points
 from rectiflow.invert.result import InversionResult
 from rectiflow.models import SD3Model
 from rectiflow.models.base import Conditioning
@@ -202,11 +202,6 @@ def test_rules_do_not_write_into_what_they_are_given() -> None:
     AdaLNReplacement(maps, 1, [point]).replace(point, target, source, (0, 1), 0)
     AttentionInjection(1, [point]).replace(point, target, source, (0, 1), 0)
     assert torch.equal(target, kept[0]) and torch.equal(source, kept[1])
-
-
-def test_a_ratio_that_is_a_number_of_steps_is_that_number() -> None:
-    for steps in range(1, 101):
-        assert [active_steps(n / steps, steps) for n in range(steps + 1)] == [*range(steps + 1)]
 
 
 @pytest.mark.slow

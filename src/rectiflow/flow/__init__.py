@@ -12,6 +12,7 @@ from rectiflow.flow.diffusion import (
 )
 from rectiflow.flow.grid import (
     GRIDS,
+    active_steps,
     check_grid,
     diffusers_default,
     dynamic,
@@ -81,6 +82,7 @@ __all__ = [
     "StraightenedVelocity",
     "VariancePreservingPath",
     "Velocity",
+    "active_steps",
     "check_grid",
     "convert",
     "curvature",

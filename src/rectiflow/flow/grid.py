@@ -124,6 +124,19 @@ def diffusers_default(
     return torch.cat([shift_time(t, shift), t.new_ones(1)])
 
 
+def active_steps(share: float, num_inference_steps: int) -> int:
+    """How many whole steps a share of N covers: `floor(share · N)` of the numbers as written.
+
+    The product in floating point may fall just short of a whole number; scripts that cut it off
+    there lose a step.
+
+    Example:
+        >>> active_steps(0.29, 100), int(0.29 * 100)
+        (29, 28)
+    """
+    return int(share * num_inference_steps + 1e-9)
+
+
 def part(grid: Tensor, start: float | int = 0.0, stop: float | int = 1.0) -> Tensor:
     """The part of an ascending grid between two points.
 

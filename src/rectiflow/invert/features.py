@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.grid import active_steps
 from rectiflow.flow.solver import Velocity
 from rectiflow.invert.preset import METHOD_FIELDS, Preset
 from rectiflow.models.base import FlowModel
@@ -28,11 +29,6 @@ from rectiflow.models.taps import Point, Stream, TappedNetwork, every_point
 Where = Literal["memory", "cpu", "disk"]
 Wanted = Mapping[Point, int]
 """Of each point, the number of steps, from the noise on, that are kept."""
-
-
-def active_steps(ratio: float, steps: int) -> int:
-    """How many steps, from the noise on, a ratio covers; robust against 0.3 · 10 = 2.999…"""
-    return int(ratio * steps + 1e-9)
 
 
 def text_points(model: FlowModel) -> list[Point]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import WorkError
-from rectiflow.flow.grid import make_grid
+from rectiflow.flow.grid import active_steps, make_grid
 from rectiflow.invert.features import FeatureStore, RecordingField, wanted_features
 from rectiflow.invert.presets import Preset, get_preset
 from rectiflow.invert.result import InversionResult
@@ -241,6 +241,6 @@ def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
         steps,
         shift=model.shift_for(tokens),
         num_tokens=tokens,
-        start=steps - int(preset.strength * steps + 1e-9),
+        start=steps - active_steps(preset.strength, steps),
     )
     return points.to(model.device)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from rectiflow.errors import InputError, nearest
+from rectiflow.flow.grid import active_steps
 from rectiflow.models.guidance import check_guidance
 
 SchemeName = Literal[
@@ -194,7 +195,7 @@ class Preset:
         for name in RATIOS:
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")
-        gone = int(self.strength * self.num_inference_steps + 1e-9)
+        gone = active_steps(self.strength, self.num_inference_steps)
         if gone < 1:
             raise InputError(
                 f"strength {self.strength} of {self.num_inference_steps} steps leaves none: "

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rectiflow.flow.grid import active_steps
 from rectiflow.models.base import AttentionSite, FlowModel
 from rectiflow.models.prompts import Conditioning
 
@@ -160,7 +161,7 @@ def every_point(
         first: Sites before this share of their number are left out.
     """
     count = len(model.attention_sites())
-    sites = range(int(first * count + 1e-9), count)
+    sites = range(active_steps(first, count), count)
     return [Point(site, feature, stream) for site in sites for feature, stream in kinds]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError
-from rectiflow.invert.features import active_steps
+from rectiflow.flow.grid import active_steps
 from rectiflow.models.images import Restore, to_tensor
 
 MASK_STEPS = 0.3

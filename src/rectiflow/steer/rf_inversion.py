@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from rectiflow.invert.features import active_steps
+from rectiflow.flow.grid import active_steps
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.steer.prompted import end_step, prompted

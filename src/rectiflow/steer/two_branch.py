@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
-from rectiflow.invert.features import active_steps, attention_points, text_points
+from rectiflow.flow.grid import active_steps
+from rectiflow.invert.features import attention_points, text_points
 from rectiflow.invert.preset import Preset
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
-from rectiflow.invert.features import active_steps
+from rectiflow.flow.grid import active_steps
 from rectiflow.invert.preset import METHOD_FIELDS, Preset
 from rectiflow.models.base import FlowModel, TokenSegment
 from rectiflow.steer.alignment import NOTHING
