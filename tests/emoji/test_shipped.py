@@ -18,10 +18,12 @@ from rectiflow.flow.solver import integrate
 from rectiflow.invert.inverting import grid_for, invert_latents
 from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.invert.schemes import SCHEMES
+from rectiflow.models.folder import INDEX
 from rectiflow.models.generate import generate
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
 from tests.presets import FIXED_POINT
+from tests.straighten.stock import plainly_drawn, python
 
 MODELS = ("emoji-vae", "emoji-clip", "emoji-sd3", "emoji-sd", "emoji-2rf", "emoji-instaflow")
 MEBIBYTE = 2**20
@@ -80,6 +82,23 @@ image.save({str(tmp_path / "apple.png")!r})
     with Image.open(tmp_path / "apple.png") as image:
         red, green, _ = image.convert("RGB").getpixel((2, 2))  # type: ignore[misc]
     assert red > green + 60  # a red background
+
+
+def test_every_pipeline_draws_as_it_is_loaded_plainly(tmp_path: Path) -> None:
+    """The files are in half precision; the parts agree about the dtype, named or not."""
+    folders = {name: str(WEIGHTS / name) for name in MODELS if (WEIGHTS / name / INDEX).is_file()}
+    assert len(folders) == 4
+    plainly_drawn(folders, tmp_path, height=64, width=64)
+    python(
+        f"""
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+folder = {str(WEIGHTS / "emoji-clip")!r}
+words = CLIPTokenizer.from_pretrained(folder)("a red apple", return_tensors="pt")
+CLIPModel.from_pretrained(folder)(**words, pixel_values=torch.zeros(1, 3, 64, 64))
+""",
+        tmp_path,
+    )
 
 
 @pytest.mark.timeout(300)

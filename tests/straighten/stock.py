@@ -67,6 +67,43 @@ json.dump(seen, open("rows.json", "w"))
 """
 
 
+PLAIN = """
+import json
+import torch
+from diffusers import DiffusionPipeline
+
+torch.set_num_threads(1)
+plan = json.load(open("plain.json"))
+for name, folder in plan["folders"].items():
+    drawn = []
+    for told in ({}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}):
+        pipe = DiffusionPipeline.from_pretrained(folder, **told)
+        pipe.set_progress_bar_config(disable=True)
+        wanted = told.get("dtype", torch.float32)
+        parts = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
+        for part, module in parts.items():
+            assert {w.dtype for w in module.parameters()} == {wanted}, (name, part, told)
+        torch.manual_seed(0)
+        done = pipe("a red apple", num_inference_steps=1, output_type="np", **plan["how"])
+        drawn.append(done.images[0])
+    assert (drawn[0] == drawn[1]).all(), name
+    # The random networks of tests err more in bfloat16 than trained ones do.
+    assert abs(drawn[2] - drawn[0]).mean() < 0.1, name
+"""
+
+
+def plainly_drawn(folders: dict[str, str], cwd: Path, **how: Any) -> None:
+    """See that stock pipelines draw, the same without a dtype as in float32, and in bfloat16.
+
+    Args:
+        folders: By a name for messages.
+        cwd: Where to leave notes.
+        **how: Of the call.
+    """
+    (cwd / "plain.json").write_text(json.dumps({"folders": folders, "how": how}))
+    python(PLAIN, cwd)
+
+
 def python(code: str, cwd: Path) -> str:
     """Run code where rectiflow cannot be imported; what it printed."""
     words = [sys.executable, "-I", "-c", BLOCK + code]

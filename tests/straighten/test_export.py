@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
@@ -22,7 +23,7 @@ from rectiflow.straighten.export import save_pipeline
 from rectiflow.straighten.monitor import conditional
 from rectiflow.straighten.stock import stock_arguments, stock_scheduler
 from rectiflow.straighten.training_record import read_record
-from tests.straighten.stock import run_stock
+from tests.straighten.stock import plainly_drawn, run_stock
 from tests.tiny import tiny_model
 from tests.tiny_flux import tiny_flux_model
 from tests.tiny_sd import tiny_sd_model, tiny_sdxl_model
@@ -207,6 +208,23 @@ def test_half_precision_is_half_the_size(tmp_path: Path, world: World) -> None:
     half = load(tmp_path / "half", device="cpu").network.state_dict()
     for key, weight in model.network.state_dict().items():
         assert torch.equal(half[key], weight.half().float())
+
+
+def test_whatever_the_files_are_in_a_folder_draws_as_it_is_loaded_plainly(tmp_path: Path) -> None:
+    folders = {}
+    for name in ("rectified", "epsilon", "lora", "sdxl-rectified", "sd3", "flux"):
+        for dtype in (torch.float16, torch.bfloat16):
+            folder = tmp_path / f"{name}-{dtype}"
+            save_pipeline(MODELS[name](), folder, dtype=dtype)
+            folders[folder.name] = str(folder)
+            (header,) = {
+                weight.dtype
+                for file in folder.rglob("*.safetensors")
+                for weight in load_file(file).values()
+                if weight.is_floating_point()
+            }
+            assert header == dtype
+    plainly_drawn(folders, tmp_path, height=32, width=32)
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:

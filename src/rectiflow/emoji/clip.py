@@ -18,6 +18,7 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.tokenizer import MAX_LENGTH, build_tokenizer
 from rectiflow.emoji.vae import HELD_OUT, SIZE, scenes
+from rectiflow.models.folder import load_in_float32
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
@@ -140,6 +141,7 @@ class ClipTask:
         copy = build_clip(self.config)
         copy.load_state_dict(self.clip.state_dict())
         copy.half().save_pretrained(folder)
+        load_in_float32(folder)
         build_tokenizer().save_pretrained(folder)
         CLIPImageProcessorPil(
             size={"shortest_edge": SIZE},

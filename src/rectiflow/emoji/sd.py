@@ -30,6 +30,7 @@ from rectiflow.emoji.scene import sample
 from rectiflow.emoji.tokenizer import build_tokenizer
 from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.flow.diffusion import VariancePreservingPath, variance_preserving
+from rectiflow.models.folder import load_in_float32
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.report.sheet import contact_sheet
@@ -239,6 +240,7 @@ class SdTask:
         encoder.load_state_dict(self.text_encoder.state_dict())
         codec = self._codec(torch.float16)
         _pipeline(unet.half(), encoder.half(), codec).save_pretrained(folder)
+        load_in_float32(folder)
         metadata = Metadata(
             family="sd",
             default_guidance_scale=5.0,

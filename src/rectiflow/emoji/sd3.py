@@ -29,6 +29,7 @@ from rectiflow.emoji.scene import sample
 from rectiflow.emoji.silent_t5 import silent_encoder, silent_tokenizer
 from rectiflow.emoji.tokenizer import build_tokenizer
 from rectiflow.emoji.vae import HELD_OUT
+from rectiflow.models.folder import load_in_float32
 from rectiflow.models.load import WEIGHTS
 from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.report.sheet import contact_sheet
@@ -242,6 +243,7 @@ class Sd3Task:
             "tokenizer_3": silent_tokenizer(self.config.max_sequence_length),
         }
         StableDiffusion3Pipeline(**components).save_pretrained(folder)
+        load_in_float32(folder)
         metadata = Metadata(
             family="sd3",
             max_sequence_length=self.config.max_sequence_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection
 from functools import cached_property
@@ -34,6 +35,33 @@ TEXT_TO_IMAGE = {
     REFINER: "StableDiffusionXLPipeline",
 }
 """Pipelines that begin with a picture, and those with the same parts that begin with noise."""
+
+
+def load_in_float32(folder: Path) -> None:
+    """Have the parts of transformers in a folder loaded in float32 where nobody names a dtype.
+
+    diffusers then loads its own parts in float32, whatever dtype the files are in, and
+    transformers what `config.json` says; a pipeline of both would have half of either.
+
+    Args:
+        folder: That `save_pretrained` wrote, of a pipeline or of one model; the weights stay.
+    """
+    for file in [*folder.glob("*/config.json"), *folder.glob("config.json")]:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        if "transformers_version" in said and (kept := _in_float32(said)) != said:
+            text = json.dumps(kept, indent=2, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+
+
+def _in_float32(config: dict[str, Any]) -> dict[str, Any]:
+    """With the dtype of the model, and of those it is made of."""
+    parts = {
+        key: _in_float32(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and key in ("text_config", "vision_config")
+    }
+    dtypes = {key: "float32" for key in ("dtype", "torch_dtype") if config.get(key)}
+    return config | parts | dtypes
 
 
 class Folder:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.flow.grid import make_grid
+from rectiflow.models.folder import load_in_float32
 from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.schedulers import rectified_scheduler
@@ -123,6 +124,7 @@ def import_instaflow(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.pipeline.save_pretrained(temporary)
+        load_in_float32(temporary)
         write_metadata(metadata, temporary)
         if target.is_dir():
             target.rmdir()

@@ -25,7 +25,7 @@ from torch import nn
 from rectiflow._version import __version__
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
-from rectiflow.models.folder import INDEX, Folder
+from rectiflow.models.folder import INDEX, Folder, load_in_float32
 from rectiflow.models.guidance import check_guidance
 from rectiflow.models.hub import first_sentence
 from rectiflow.models.libraries import quiet_libraries
@@ -92,6 +92,7 @@ def save_pipeline(
         try:
             temporary.mkdir(parents=True)
             pipeline.save_pretrained(temporary)
+            load_in_float32(temporary)
             forget_paths(temporary)
             metadata = metadata_of(model, record, student_steps)
             if guidance_scale is not None:
