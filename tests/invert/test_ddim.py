@@ -15,33 +15,46 @@ from torch import Tensor
 import rectiflow as rf
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
+from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_scores import pictures
 from rectiflow.flow.grid import uniform
-from rectiflow.invert import PRESETS, ddim_inversion, euler_inversion
-from rectiflow.models import Conditioning, GuidedVelocity, SDModel
+from rectiflow.invert import PRESETS, ddim_inversion, euler_inversion, from_seed, get_preset
+from rectiflow.invert.inverting import invert_latents
+from rectiflow.models import Conditioning, GuidedVelocity, SDModel, initial_noise
 from tests.flow.gaussians import TwoGaussians
 from tests.invert.fields import GRIDS, Recorder, randn
 from tests.tiny import tiny_model
-from tests.tiny_sd import asked, tiny_sd_model
+from tests.tiny_sd import asked, tiny_scheduler, tiny_sd_model
 
 STEPS = 10
 """A divisor of their 1000: else not all of their steps begin where the last one ended."""
 
 
-def theirs(model: SDModel, kind: type, steps: int) -> Any:
+TRAILING: dict[str, Any] = {"set_alpha_to_one": True, "timestep_spacing": "trailing"}
+LEADING: dict[str, Any] = {"timestep_spacing": "leading"}
+
+
+def theirs(model: SDModel, kind: type, steps: int, spacing: dict[str, Any] = TRAILING) -> Any:
     """A scheduler of diffusers on exactly the model's table, on the timesteps of our grid."""
-    given = {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
+    given = {"clip_sample": False, **spacing}
     scheduler = kind.from_config(model.pipeline.scheduler.config, **given)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    if not scheduler.config.set_alpha_to_one:
+        scheduler.initial_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
     return scheduler
 
 
 def inverted_by_diffusers(
-    model: SDModel, x: Tensor, cond: Conditioning, time: str, steps: int
+    model: SDModel,
+    x: Tensor,
+    cond: Conditioning,
+    time: str,
+    steps: int,
+    spacing: dict[str, Any] = TRAILING,
 ) -> list[Tensor]:
     """Their states at their timesteps, the image's first."""
-    scheduler = theirs(model, DDIMInverseScheduler, steps)
+    scheduler = theirs(model, DDIMInverseScheduler, steps, spacing)
     states = [x]
     timesteps = scheduler.timesteps.tolist()
     # A step leads to its timestep; where it begins, the image has none.
@@ -53,11 +66,13 @@ def inverted_by_diffusers(
     return states
 
 
-def straight(model: SDModel, states: list[Tensor], steps: int) -> Tensor:
+def straight(
+    model: SDModel, states: list[Tensor], steps: int, spacing: dict[str, Any] = TRAILING
+) -> Tensor:
     """States of a diffusion model, the image's first, on the straight path, the image's last."""
     path = model.diffusion_path
     assert path is not None
-    timesteps = theirs(model, DDIMInverseScheduler, steps).timesteps
+    timesteps = theirs(model, DDIMInverseScheduler, steps, spacing).timesteps
     s = path.straight_time(timesteps)
     scale = [1.0, *torch.hypot(s, 1 - s).tolist()]
     return torch.stack([x * by for x, by in zip(states, scale, strict=True)][::-1])
@@ -79,15 +94,53 @@ def test_each_state_is_that_of_diffusers(time: Any, steps: int) -> None:
     assert ours.evaluations.tolist() == [[1, 1]] * steps and ours.residuals.isnan().all()
 
 
-@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
-def test_other_predictions_at_the_time_of_the_state(kind: str) -> None:
-    """Where the noise seen in a state does not depend on whose time it is converted by."""
+KINDS = ["epsilon", "v_prediction", "sample"]
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "stable-diffusion": {"set_alpha_to_one": False},
+    "alpha-one": {},
+    "no-offset": {"set_alpha_to_one": False, "steps_offset": 0},
+    "of-the-class": {"steps_offset": 0},
+}
+LEADING_CASES = [
+    (steps, config, kind)
+    for steps, config in [(7, name) for name in CONFIGS]
+    + [(1, "stable-diffusion"), (60, "stable-diffusion")]
+    for kind in KINDS
+    # Where the image has no noise at all, theirs divides by zero for it.
+    if kind != "sample" or "set_alpha_to_one" in CONFIGS[config]
+]
+
+
+@pytest.mark.parametrize(("steps", "config", "kind"), LEADING_CASES)
+def test_the_grid_that_diffusers_has_by_default(steps: int, config: str, kind: str) -> None:
+    """`DDIMInverseScheduler.from_config` of the model's scheduler; 7 does not divide 1000."""
+    model = tiny_sd_model(kind, dtype=torch.float64)
+    # Afterwards: a stock pipeline does not leave steps_offset at 0.
+    model.pipeline.scheduler = tiny_scheduler(kind, **CONFIGS[config])
+    cond, x_1 = model.encode_prompt("cat"), randn(1, 4, 8, 8)
+    states = inverted_by_diffusers(model, x_1, cond, "noisier", steps, LEADING)
+    expected = straight(model, states, steps, LEADING)
+    path = model.diffusion_path
+    assert path is not None
+    grid = path.grid(theirs(model, DDIMScheduler, steps, LEADING).timesteps)
+    torch.testing.assert_close(grid.float(), model.leading_grid(steps))
+    preset = get_preset("ddim", num_inference_steps=steps, grid="leading")
+    found = invert_latents(GuidedVelocity(model, cond), x_1, grid, preset)
+    torch.testing.assert_close(found.trajectory, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_other_predictions_on_trailing_timesteps(kind: str) -> None:
+    """From the second step on: in the image theirs sees no noise, and divides by it."""
     model = tiny_sd_model(kind, dtype=torch.float64)
     cond, x_1 = model.encode_prompt("cat"), randn(1, 4, 8, 8)
     path = model.diffusion_path
     assert path is not None
     grid = path.grid(theirs(model, DDIMScheduler, STEPS).timesteps)
-    ours = ddim_inversion(GuidedVelocity(model, cond), x_1, grid, time="cleaner").trajectory
+    preset = get_preset("ddim", num_inference_steps=STEPS)
+    ours = invert_latents(GuidedVelocity(model, cond), x_1, grid, preset).trajectory
     scheduler = theirs(model, DDIMInverseScheduler, STEPS)
     timesteps = scheduler.timesteps.tolist()
     for step in range(1, STEPS):
@@ -95,9 +148,48 @@ def test_other_predictions_at_the_time_of_the_state(kind: str) -> None:
         s = path.straight_time([at, to])
         scale = torch.hypot(s, 1 - s)
         x_t = ours[STEPS - step] / scale[0]
-        output = asked(model, x_t, torch.tensor(at), cond)
+        output = asked(model, x_t, torch.tensor(to), cond)
         after = scheduler.step(output, to, x_t).prev_sample
-        torch.testing.assert_close(ours[STEPS - step - 1], after * scale[1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours[STEPS - step - 1], after * scale[1], rtol=0, atol=1e-9)
+
+
+def test_by_name_in_float32() -> None:
+    """999 steps are as many as there may be, from timestep 1 on."""
+    model = tiny_sd_model(set_alpha_to_one=False)
+    picture, cond = Image.effect_noise((32, 32), 80).convert("RGB"), model.encode_prompt("cat")
+    for steps in (7, 30):
+        inversion = rf.invert(
+            model, picture, "cat", preset="ddim", grid="leading", num_inference_steps=steps
+        )
+        states = inverted_by_diffusers(
+            model, inversion.latents.double(), cond, "noisier", steps, LEADING
+        )
+        expected = straight(model, states, steps, LEADING)
+        error = (inversion.trajectory - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4  # of timesteps and states in float32, amplified by the steps
+        assert inversion.reconstruct().max_abs_latent < 1e-5
+    assert len(model.leading_grid(999)) == 1000
+    for steps in (0, 1000):
+        with pytest.raises(InputError, match=f"num_inference_steps is {steps} of 1000 timesteps"):
+            model.leading_grid(steps)
+    with pytest.raises(InputError, match="'leading' is of diffusion models"):
+        rf.invert(tiny_model(), picture, "cat", grid="leading")
+
+
+def test_a_seed_on_leading_timesteps() -> None:
+    """What is inverted is what diffusers' DDIM generates from this noise."""
+    model = tiny_sd_model()
+    cond, steps = model.encode_prompt("cat"), 7
+    found = from_seed(
+        model, "cat", 3, preset="ddim", grid="leading", num_inference_steps=steps,
+        guidance_scale=1.0,
+    )  # fmt: skip
+    scheduler = theirs(model, DDIMScheduler, steps, LEADING)
+    x_t = initial_noise(model, [3], 32, 32).double()
+    for timestep in scheduler.timesteps:
+        output = asked(model, x_t.float(), timestep, cond).double()
+        x_t = scheduler.step(output, timestep, x_t).prev_sample
+    assert (found.latents - x_t).abs().max() < 1e-4
 
 
 def test_the_shipped_model_in_float32() -> None:

@@ -203,6 +203,11 @@ class RecordingField:
         self._last: dict[Point, Tensor] = {}
         self._last_rows = torch.arange(rows)
 
+    @property
+    def model(self) -> FlowModel:
+        """Whose field it is."""
+        return self.velocity.model
+
     def __call__(self, x: Tensor, t: Tensor, step: int) -> Tensor:
         """The velocity of all rows."""
         return self._evaluate(x, t, step, torch.arange(self.rows))

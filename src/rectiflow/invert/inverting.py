@@ -196,6 +196,8 @@ def from_seed(
     if guidance_scale is None:
         guidance_scale = model.default_guidance_scale
     whole = grid_for(model, dataclasses.replace(chosen, strength=1.0), noise)
+    if chosen.grid == "leading":  # diffusers takes the noise for the state at the first timestep
+        noise = noise * torch.hypot(whole[0], 1 - whole[0])
     solution = generate_latents(
         model,
         [source_prompt],
@@ -236,8 +238,9 @@ def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
     """The times that a preset goes along, for a size of latents, on the model's device."""
     tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
     steps = preset.num_inference_steps
+    of_models = {"student": model.student_grid, "leading": model.leading_grid}
     points = make_grid(
-        model.student_grid(steps) if preset.grid == "student" else preset.grid,
+        of_models[preset.grid](steps) if preset.grid in of_models else preset.grid,
         steps,
         shift=model.shift_for(tokens),
         num_tokens=tokens,

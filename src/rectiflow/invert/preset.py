@@ -85,7 +85,9 @@ class Preset:
     """Of the whole way from noise to image."""
     grid: str = "shifted"
     """A grid of `make_grid`; `"shifted"` takes the model's own shift. Or `"student"`, the model's
-    `student_grid`: of a diffusion model its scheduler's timesteps."""
+    `student_grid`: of a diffusion model the timesteps of diffusers' ``"trailing"`` spacing,
+    whatever its scheduler says. Or `"leading"`, those of the spacing that diffusers' DDIM has by
+    default."""
     strength: float = 1.0
     """The share of the steps that are gone, back and forth, from the image's end on."""
     # Inversion.

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rectiflow.errors import InputError
 from rectiflow.flow.diffusion import VariancePreservingPath
 from rectiflow.flow.grid import make_grid
 from rectiflow.models.images import SizePolicy
@@ -272,6 +273,19 @@ class FlowModel(ABC):
         side = self.default_size // self.multiple
         shift = self.shift_for(side * side)
         return make_grid("shifted", num_inference_steps, shift=shift)
+
+    def leading_grid(self, num_inference_steps: int) -> Tensor:
+        """Of a diffusion model, the grid of its scheduler at ``timestep_spacing="leading"``.
+
+        Raises:
+            InputError: It is no diffusion model, or there are not so many timesteps.
+        """
+        raise InputError(f"the grid 'leading' is of diffusion models, and {self.name} is a flow")
+
+    @property
+    def image_time(self) -> float:
+        """The time of the state that an image is taken for on the grid `"leading"`."""
+        return 1.0
 
     # Guidance.
 

@@ -217,6 +217,34 @@ class UNetModel(FlowModel):
         left = np.arange(total, 0, -total / num_inference_steps)[:num_inference_steps]
         return path.grid(torch.from_numpy(left.round() - 1)).float()
 
+    def leading_grid(self, num_inference_steps: int) -> Tensor:
+        """The grid of diffusers' `DDIMScheduler` and `DDIMInverseScheduler` as they are by default.
+
+        The timesteps ``k (T // N) + steps_offset``, k = N - 1, …, 0, then t = 1: Euler on it is
+        DDIM with ``set_alpha_to_one=True``. float32 [N + 1] on the CPU.
+
+        Raises:
+            InputError: It is no diffusion model, or there are not so many timesteps.
+        """
+        path = self.diffusion_path
+        if path is None:
+            return super().leading_grid(num_inference_steps)
+        total, steps = self.num_train_timesteps, num_inference_steps
+        offset = int(self.pipeline.scheduler.config.get("steps_offset") or 0)
+        timesteps = torch.arange(steps - 1, -1, -1) * (total // max(1, steps)) + offset
+        if not 1 <= steps <= total or timesteps[0] >= total:
+            raise InputError(
+                f"num_inference_steps is {steps} of {total} timesteps from {offset} on: give from "
+                f"1 to {total - offset}"
+            )
+        return path.grid(timesteps).float()
+
+    @property
+    def image_time(self) -> float:
+        """1, or `t_max` where the scheduler's ``set_alpha_to_one`` is false."""
+        config = self.pipeline.scheduler.config
+        return 1.0 if config.get("set_alpha_to_one", True) else self.t_max
+
     def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v(x, t | c)` from one call of the network, in float32, or in float64 if `x` is."""
         x = x if x.dtype == torch.float64 else x.float()
