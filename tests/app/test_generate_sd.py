@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import rectiflow as rf
 from rectiflow.models import Metadata, write_metadata
 from tests.app.conftest import Run
 from tests.tiny_sd import tiny_sd
@@ -52,3 +53,25 @@ def test_edits(run: Run, diffusion: Path, photo: Path, cwd: Path) -> None:
 
 def test_other_families_name_their_solvers(run: Run, model: Path, cwd: Path) -> None:
     run("generate", "x", "--model", model, "--solver", "dpmpp").refuses("is a flow: use euler")
+
+
+def test_a_student_of_few_steps_is_warned_of_many(
+    run: Run, photo: Path, cwd: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    tiny_sd(rectified=True).save_pretrained("student")
+    write_metadata(Metadata(family="sd", student_steps=(1, 2)), Path("student"))
+    said = "student is made for 1, 2 steps at guidance 1, and this is 30 steps at guidance 7.5"
+    words = ("generate", "a cat", "--model", "student", "--json", "-n", 2)
+    done = run(*words, "--steps", 30, "--guidance", 7.5)
+    assert done.code == 0 and done.err.count(f"warning: {said}") == 1
+    (found,) = done.data["warnings"]
+    assert found.startswith(said)
+    for meant in ((), ("--steps", 2), ("--guidance", 0.5)):
+        assert run(*words, *meant).data["warnings"] == []
+    (found,) = run(*words, "--steps", 3).data["warnings"]
+    assert "and this is 3 steps:" in found and "7.5" not in found
+    edit = ("edit", photo, "--from", "a cat", "--to", "a dog", "--model", "student", "--steps", 4)
+    done = run(*edit, "--preset", "flowedit", "-o", "out", "--json")
+    assert any("and this is 4 steps" in one for one in done.data["warnings"])
+    rf.generate(rf.load("student", device="cpu"), "a cat", num_inference_steps=1, guidance_scale=3)
+    assert "and this is at guidance 3:" in str(recwarn.pop(UserWarning).message)

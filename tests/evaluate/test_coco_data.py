@@ -13,8 +13,9 @@ from PIL import Image
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
 from rectiflow.errors import InputError
-from rectiflow.evaluate.coco_data import draw_ids, read_coco, read_ids
+from rectiflow.evaluate.coco_data import draw_ids, read_coco
 from rectiflow.evaluate.coco_emoji import make_emoji_coco
+from rectiflow.evaluate.coco_list import read_ids
 from rectiflow.models.images import load_image
 
 IMAGES = [

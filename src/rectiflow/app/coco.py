@@ -46,6 +46,14 @@ def coco(
             show_default=False,
         ),
     ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table (.csv, .tsv, .jsonl, .json) of image_id and caption, in place of the "
+            "folder's own; an image may come more than once.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="From noise to image.", show_default=False)
     ] = None,
@@ -103,12 +111,20 @@ def coco(
         options.check_finite("--guidance", guidance)
         share = share_of(shard)
         from rectiflow.evaluate.coco import Run, make_pictures
-        from rectiflow.evaluate.coco_data import SPLITS, read_coco, read_ids
+        from rectiflow.evaluate.coco_data import SPLITS, read_coco
+        from rectiflow.evaluate.coco_list import read_captions, read_ids
         from rectiflow.evaluate.coco_metrics import FEWEST, load_networks, measure, write_tables
 
         if split not in (None, *SPLITS):
             raise InputError(f"--split is {split!r}: give {' or '.join(SPLITS)}")
-        pictures = read_coco(data, split, None if ids is None else read_ids(ids)).first(limit)
+        if ids is not None and captions is not None:
+            raise InputError("--captions has ids of its own: leave out --ids")
+        pictures = read_coco(
+            data,
+            split,
+            None if ids is None else read_ids(ids),
+            None if captions is None else read_captions(captions),
+        ).first(limit)
         n = len(pictures.images)
         if n < FEWEST:
             raise InputError(f"{n} pictures say nothing: give {FEWEST} or more")
@@ -140,7 +156,10 @@ def coco(
             )
             return
         figures, rows = measure(run, networks)
-        figures |= {"sitting": latency}
+        for found in figures["metrics"].values():
+            if "caution" in found:
+                terminal.warn(f"{found['title']}: {found['caution']}")
+        figures |= {"sitting": latency, "warnings": terminal.warnings}
         write_tables(run, figures, rows)
         write_json(output / "figures.json", figures)
         terminal.result(figures, summary(figures))

@@ -49,7 +49,7 @@ class Run:
 
     def file(self, image: CocoImage) -> Path:
         """Of the picture drawn from an image's caption."""
-        return self.output / PICTURES / f"{image.id}.png"
+        return self.output / PICTURES / f"{image.name}.png"
 
     @property
     def left(self) -> list[CocoImage]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,13 @@ class CocoImage:
     picture: Path
     caption: str
     """In one line: white space is made single spaces."""
+    occurrence: int = 1
+    """Which of its rows in a list that has the picture more than once."""
+
+    @property
+    def name(self) -> str:
+        """Of the picture that is drawn."""
+        return f"{self.id}" if self.occurrence == 1 else f"{self.id}-{self.occurrence}"
 
 
 @dataclass(frozen=True)
@@ -77,28 +85,12 @@ def draw_ids(ids: Iterable[int], n: int) -> list[int]:
     return sorted(ids, key=lambda i: hashlib.sha256(str(i).encode()).digest())[:n]
 
 
-def read_ids(file: Path) -> list[int]:
-    """The ids in a text file, one a line; empty lines do not count.
-
-    Raises:
-        InputError: it cannot be read, holds something else, or an id twice, or none.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--ids {file} cannot be read: give a text file of ids") from error
-    ids = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text and not (text.isascii() and text.isdigit()):
-            raise InputError(f"{file}, line {number}: {text[:40]!r} is no image id; one a line")
-        ids += [int(text)] if text else []
-    if not ids or len(set(ids)) < len(ids):
-        raise InputError(f"{file} holds {'an id twice' if ids else 'no ids'}: give each id once")
-    return ids
-
-
-def read_coco(folder: Path, split: str | None = None, ids: Sequence[int] | None = None) -> Coco:
+def read_coco(
+    folder: Path,
+    split: str | None = None,
+    ids: Sequence[int] | None = None,
+    captions: Sequence[tuple[int, str]] | None = None,
+) -> Coco:
     """Read and check a data folder.
 
     The list of val2017 is all pictures in the order of their ids (COCO-2017-5k); that of val2014
@@ -108,13 +100,17 @@ def read_coco(folder: Path, split: str | None = None, ids: Sequence[int] | None 
         folder: with ``annotations/`` and the pictures in it.
         split: one of `SPLITS`; the one that is there if None.
         ids: the list itself.
+        captions: the list with its captions, (image id, caption) each; the folder's own are not
+            looked at, and its annotations need not be there.
 
     Raises:
         InputError: something is missing or malformed; the line names it.
     """
+    if captions is not None:
+        return _listed(folder, split, captions)
     split = _split(folder) if split is None else split
     file = _captions(folder, split)
-    names, captions = _read(file)
+    names, first = _read(file)
     if ids is not None:
         chosen, selection = list(ids), "given"
         unknown = next((i for i in chosen if i not in names), None)
@@ -126,22 +122,44 @@ def read_coco(folder: Path, split: str | None = None, ids: Sequence[int] | None 
         selection = f"the first {DRAWN[split]} in the order of sha256(id){whole}"
     else:
         chosen, selection = sorted(names), "all in the order of ids"
-    silent = next((i for i in chosen if i not in captions), None)
+    silent = next((i for i in chosen if i not in first), None)
     if silent is not None:
         raise InputError(f"{file}: image {silent} has no caption; leave it out with --ids")
     images = tuple(
-        CocoImage(i, number, folder / split / names[i], captions[i])
-        for number, i in enumerate(chosen)
+        CocoImage(i, number, folder / split / names[i], first[i]) for number, i in enumerate(chosen)
     )
+    return _checked(folder, split, selection, images)
+
+
+def _listed(folder: Path, split: str | None, captions: Sequence[tuple[int, str]]) -> Coco:
+    """The pictures of a list that brings its captions along."""
+    there = [one for one in SPLITS if (folder / one).is_dir()] if split is None else [split]
+    if len(there) != 1:
+        what = "both" if there else "neither"
+        raise InputError(f"{folder} has {what} of val2017/ and val2014/: choose with --split")
+    (split,) = there
+    # 000000000139.jpg, COCO_val2014_000000000042.jpg
+    files = {
+        int(digits): file
+        for file in sorted((folder / split).glob("*"))
+        if (digits := file.stem.rpartition("_")[2]).isascii() and digits.isdigit()
+    }
+    seen: Counter[int] = Counter()
+    images = []
+    for number, (i, caption) in enumerate(captions):
+        if i not in files:
+            raise InputError(f"{folder / split} has no picture of image {i}: correct --captions")
+        seen[i] += 1
+        images.append(CocoImage(i, number, files[i], caption, seen[i]))
+    return _checked(folder, split, "given with captions", tuple(images))
+
+
+def _checked(folder: Path, split: str, selection: str, images: tuple[CocoImage, ...]) -> Coco:
     for image in images:
-        _check_picture(image)
-    return Coco(
-        folder,
-        split,
-        selection,
-        images,
-        _lines_hash(f"{image.id} {image.caption}" for image in images),
-    )
+        if image.occurrence == 1:
+            _check_picture(image)
+    lines = (f"{image.id} {image.caption}" for image in images)
+    return Coco(folder, split, selection, images, _lines_hash(lines))
 
 
 def _split(folder: Path) -> str:

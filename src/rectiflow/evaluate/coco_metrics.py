@@ -229,11 +229,16 @@ def measure(run: Run, networks: Networks) -> tuple[dict[str, Any], list[dict[str
 
 def write_tables(run: Run, figures: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write ``per-image.csv`` and ``figures.csv``, a row per metric, into the run's folder."""
-    columns = ["metric", "value", "n", "standard_error", "low", "high", "references", "left_out"]
+    columns = ["metric", "value", "n", "standard_error", "low", "high", "references"]
+    columns += ["caution", "left_out"]
     table: list[dict[str, Any]] = []
     for name, found in figures["metrics"].items():
         low, high = found.get("interval", (None, None))
-        row = {key: found[key] for key in ("value", "standard_error", "references") if key in found}
+        row = {
+            key: found[key]
+            for key in ("value", "standard_error", "references", "caution")
+            if key in found
+        }
         table.append({"metric": name, "n": figures["n"], "low": low, "high": high, **row})
     table += [{"metric": name, "left_out": why} for name, why in figures["left_out"].items()]
     write_csv(run.output / "per-image.csv", rows)
@@ -251,6 +256,7 @@ def _frechet(
         "value": found.value,
         "standard_error": found.standard_error,
         "dimensions": drawn.shape[1],
+        **({} if found.caution is None else {"caution": found.caution}),
         "reference_hash": reference.digest(),
         "reference_file": file.name,
     }

@@ -141,6 +141,25 @@ class FrechetEstimate:
     value: float
     left_out: tuple[float, ...]
     """The distance with each part of the set left out in turn."""
+    count: int
+    """Pictures in the set."""
+    dimensions: int
+    """Of their features."""
+
+    @property
+    def caution(self) -> str | None:
+        """What makes the figure mostly an accident of a small set; None if the set is large enough.
+
+        N pictures span N - 1 directions at most, so that up to as many as there are dimensions
+        their covariance is singular, and the distance mostly its bias.
+        """
+        if self.count > self.dimensions:
+            return None
+        return (
+            f"{self.count} pictures are too few for features of {self.dimensions} dimensions: "
+            f"their covariance is singular and the figure mostly bias; give more than "
+            f"{self.dimensions} (published ones have 5000 or 30 000), and compare at equal numbers"
+        )
 
     @property
     def standard_error(self) -> float:
@@ -175,7 +194,7 @@ def frechet_estimate(
         for j in range(parts)
     )
     return FrechetEstimate(
-        frechet_distance(GaussianStatistics.of(rows), reference), tuple(left_out)
+        frechet_distance(GaussianStatistics.of(rows), reference), tuple(left_out), *rows.shape
     )
 
 

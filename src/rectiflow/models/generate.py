@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -101,7 +102,11 @@ def generate_latents(
     cond = prompts if isinstance(prompts, Conditioning) else model.encode_prompt(prompts)
     cond = cond.rows(len(latents))
     negative = None
-    if guided(model, cond, guidance_scale, true_cfg_scale)[1] > 1:
+    alpha = guided(model, cond, guidance_scale, true_cfg_scale)[1]
+    count = len(grid) - 1 if num_inference_steps is None else num_inference_steps
+    if doubt := model.metadata.doubt(model.name, count, alpha):
+        warnings.warn(doubt, stacklevel=2)
+    if alpha > 1:
         negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
     velocity = GuidedVelocity(model, cond, negative, guidance_scale, true_cfg_scale)
     latents = latents.to(model.device)

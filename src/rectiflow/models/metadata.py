@@ -46,6 +46,30 @@ class Metadata(BaseModel):
     """The statistics of images it knows, from and to, by the names of `rectiflow.invert.domain`."""
     licence: str | None = None
 
+    def doubt(self, name: str, num_inference_steps: int, guidance_scale: float) -> str | None:
+        """What is wrong with how a student of few steps is used; None if nothing is known to be.
+
+        Args:
+            name: Of the model.
+            num_inference_steps: In which it is run.
+            guidance_scale: α of classifier-free guidance.
+        """
+        if not self.student_steps:
+            return None
+        wrong, most = [], max(1.0, self.default_guidance_scale or 1.0)
+        if num_inference_steps not in self.student_steps:
+            wrong.append(f"{num_inference_steps} steps")
+        if guidance_scale > most:
+            wrong.append(f"at guidance {guidance_scale:g}")
+        if not wrong:
+            return None
+        steps = ", ".join(map(str, self.student_steps))
+        steps += " step" if self.student_steps == (1,) else " steps"
+        return (
+            f"{name} is made for {steps} at guidance {most:g}, and this is {' '.join(wrong)}: its "
+            "pictures get worse that way, not better"
+        )
+
 
 def read_metadata(file: Path) -> Metadata:
     """The metadata in a file; all defaults if there is no such file.

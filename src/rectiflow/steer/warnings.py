@@ -39,6 +39,9 @@ def edit_warnings(
     _, alpha = guided(
         inversion.model, inversion.conditioning, preset.guidance_scale, preset.true_cfg_scale
     )
+    model = inversion.model
+    if doubt := model.metadata.doubt(model.name, preset.num_inference_steps, alpha):
+        found.append(f"{doubt}.")
     if negative_prompt and alpha == 1:
         scale = "true_cfg_scale" if inversion.model.guidance_embeds else "guidance_scale"
         found.append(
