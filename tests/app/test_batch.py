@@ -59,24 +59,30 @@ def test_rows_are_done_once(run: Run, table: Path, model: Path) -> None:
     assert [row["output"] for row in data["rows"]] == ["0001", "0002", "fruit/lemon"]
     assert [row["shared_inversion"] for row in data["rows"]] == [False, False, True]
     assert data["rows"] == log() and [row["row"] for row in log()] == [2, 3, 4]
-    assert data["rows"][2]["nfe"] < data["rows"][0]["nfe"]
+    costs = {"inversion": 2, "editing": 2, "reconstruction": 0, "total": 4}
+    assert data["rows"][0]["nfe"] == data["rows"][1]["nfe"] == costs
+    assert data["rows"][2]["nfe"] == costs | {"inversion": 0, "total": 2}
+    assert data["nfe"] == {"inversion": 4, "editing": 6, "reconstruction": 0, "total": 10}
     with Path("out/results.csv").open(encoding="utf-8", newline="") as file:
         shown = list(csv.DictReader(file))
     assert [row["to"] for row in shown] == ["a dog", "a big, red dog", "a lemon"]
     assert {row["status"] for row in shown} == {"done"}
+    columns = ("nfe_inversion", "nfe_editing", "nfe_reconstruction", "nfe")
+    costs_shown = [tuple(row[name] for name in columns) for row in shown]
+    assert costs_shown == [("2", "2", "0", "4")] * 2 + [("0", "2", "0", "2")]
     alone = ("edit", "data/one.png", "--from", "a cat", "--to", "a lemon", "--model", model)
     single = run(*alone, *STEPS, "-o", "alone", "--json").data
-    for name in ("source.png", "reconstruction.png", "edit-1.png"):
+    for name in ("source.png", "edit-1.png"):
         assert np.array_equal(pixels(f"alone/{name}"), pixels(f"out/fruit/lemon/{name}"))
     assert {file.name for file in Path("out/fruit/lemon").iterdir()} == {
         file.name for file in Path("alone").iterdir()
     }
-    assert single["nfe"]["editing"] == data["rows"][2]["nfe"]
+    assert single["nfe"] == costs
     assert run("replay", "out/fruit/lemon/edit-1.png").code == 0
 
     before = {file: file.stat().st_mtime_ns for file in Path("out").rglob("*.png")}
     again = batch(run, table, model, "--json").data
-    assert (again["done"], again["skipped"], again["nfe"]) == (0, 3, 0)
+    assert (again["done"], again["skipped"], again["nfe"]["total"]) == (0, 3, 0)
     assert again["rows"] == data["rows"] == log()
     assert before == {file: file.stat().st_mtime_ns for file in Path("out").rglob("*.png")}
 
@@ -91,6 +97,7 @@ def test_other_settings_are_other_edits(run: Run, table: Path, model: Path) -> N
     table.write_text("image,from,to\none.png,a cat,a dog\n")
     for settings, expected in (
         ((), "1 done, 0 done before"),
+        (("--diagnose",), "1 done, 0 done before"),
         (("--set", "adaln_ratio=1"), "1 done, 0 done before"),
         (("--set", "adaln_ratio=1.0"), "0 done, 1 done before"),
     ):

@@ -32,7 +32,7 @@ def test_demo(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for case in data["cases"]:
         assert f'href="{case["report"]}"' in page
         folder = (tmp_path / "d" / case["report"]).parent
-        assert {"source.png", "target.png", "reconstruction.png", "edit-1.png", "report.html"} == {
+        assert {"source.png", "target.png", "edit-1.png", "report.html"} == {
             file.name for file in folder.iterdir()
         }
         assert case["prompt"] in (folder / "report.html").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_evaluate_writes_figures_and_pictures(run: Run, model: Path, tmp_path: P
         assert set(entry) >= {
             "target_psnr", "inside_mse", "outside_mse", "outside_n", "nfe", "seconds", "by_kind",
         }  # fmt: skip
-    assert {"exact - nothing", "exact - euler", "exact - ftedit"} <= set(figures["paired"])
+    assert {"fast - nothing", "fast - euler", "exact - ftedit"} <= set(figures["paired"])
     assert all(set(entry) == {"mean", "low", "high"} for entry in figures["paired"].values())
     page = (tmp_path / "e" / "emoji-edits.html").read_text(encoding="utf-8")
     assert all(name in page for name in figures["methods"]) and "data:image/png" in page

@@ -29,21 +29,16 @@ def test_edit_writes_what_it_says(run: Run, model: Path, photo: Path, cwd: Path)
     assert done.code == 0
     data = done.data
     assert set(data) == {
-        "model", "preset", "settings", "inversion", "reconstruction", "edits", "nfe", "seconds",
-        "report", "warnings", "mask",
+        "model", "preset", "settings", "inversion", "edits", "nfe", "seconds", "report", "warnings",
+        "mask",
     }  # fmt: skip
     assert data["mask"] == "none"
-    assert set(data["inversion"]) == {"nfe", "seconds", "noise", "residual", "compensation"}
-    assert set(data["inversion"]["noise"]) == {"norm", "kurtosis", "autocorrelation"}
-    kept = data["reconstruction"]
-    assert set(kept) == {"max_abs_latent", "uncompensated_psnr", "psnr", "psnr_codec"}
-    assert kept["max_abs_latent"] < 1e-4
-    assert kept["psnr"] == pytest.approx(kept["psnr_codec"], abs=0.01)  # of rounded pixels
-    assert data["nfe"]["total"] == data["nfe"]["inversion"] + data["nfe"]["editing"]
-    assert data["settings"]["attention_ratio"] == 0.5 and data["preset"] == "exact, changed"
+    assert set(data["inversion"]) == {"nfe", "seconds"}  # what was not asked for is not there
+    assert data["nfe"] == {"inversion": 3, "editing": 6, "reconstruction": 0, "total": 9}
+    assert data["settings"]["attention_ratio"] == 0.5 and data["preset"] == "fast, changed"
     assert [edit["prompt"] for edit in data["edits"]] == ["a blue cat", ""]
     folder = cwd / "out"
-    names = {"source.png", "reconstruction.png", "edit-1.png", "edit-2.png", "report.html"}
+    names = {"source.png", "edit-1.png", "edit-2.png", "report.html"}
     assert {file.name for file in folder.iterdir()} == names
     assert Image.open(folder / "edit-1.png").size == Image.open(photo).size
     made = read_png(folder / "edit-1.png")
@@ -52,6 +47,28 @@ def test_edit_writes_what_it_says(run: Run, model: Path, photo: Path, cwd: Path)
     assert len(made["grid"]) == 4 and made["settings"]["num_inference_steps"] == 3
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "rectiflow edit" in page and "a blue cat" in page
+    assert "Residual" not in page and "Reconstruction" not in page  # no empty section
+
+
+@pytest.mark.parametrize("preset", ["fast", "exact", "ftedit"])
+def test_a_diagnosis_is_in_the_json_and_the_page(
+    run: Run, model: Path, photo: Path, cwd: Path, preset: str
+) -> None:
+    words = ["edit", photo, "--from", "a red cat", "--to", "a blue cat", "--preset", preset]
+    data = run(*words, "--model", model, *FAST, "--diagnose", "--json").data
+    solved = preset == "ftedit"  # the others do not know their residuals: they are not NaN
+    known = {"nfe", "seconds", "noise", "compensation"} | ({"residual"} if solved else set())
+    assert set(data["inversion"]) == known
+    assert set(data["inversion"]["noise"]) == {"norm", "kurtosis", "autocorrelation"}
+    kept = data["reconstruction"]
+    assert set(kept) == {"max_abs_latent", "uncompensated_psnr", "psnr", "psnr_codec"}
+    assert kept["max_abs_latent"] < 1e-4
+    assert kept["psnr"] == pytest.approx(kept["psnr_codec"], abs=0.01)  # of rounded pixels
+    assert Path("out/reconstruction.png").is_file()
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert ("Residual of the inversion" in page) == solved
+    assert "Velocity compensation" in page and "Reconstruction" in page
+    assert f"{data['nfe']['reconstruction']} reconstructing" in page
 
 
 def test_a_summary_for_people(run: Run, model: Path, photo: Path, cwd: Path) -> None:
@@ -119,7 +136,7 @@ def test_replay_of_an_edit_is_identical(
     mask = Image.new("L", original.size, 255)
     mask.paste(0, (0, 0, 20, 24))
     mask.save("mask.png")
-    run("edit", "mine.png", *words, "--mask", "mask.png", "--model", model, *FAST)
+    run("edit", "mine.png", *words, "--mask", "mask.png", "--model", model, *FAST, "--diagnose")
     Path("mine.png").unlink()
     done = run("replay", f"out/{which}", "--json", "-o", "again.png")
     assert done.code == 0 and done.data["identical"] and done.data["max_difference"] == 0
@@ -131,7 +148,7 @@ def test_replay_of_an_edit_is_identical(
 
 def test_a_generated_image_is_edited_and_replayed(run: Run, model: Path, cwd: Path) -> None:
     words = ("--from", "a cat", "--to", "a dog", "--model", model, *FAST)
-    data = run("edit", "--seed", 4, *words, "--json").data
+    data = run("edit", "--seed", 4, *words, "--diagnose", "--json").data
     assert data["settings"]["seed"] == 4 and data["reconstruction"]["psnr"] is None  # infinite
     for name in ("source.png", "edit-1.png"):
         assert run("replay", f"out/{name}").code == 0
@@ -146,6 +163,7 @@ def test_an_inversion_is_reused(run: Run, model: Path, photo: Path, cwd: Path) -
     edit = ("edit", "a.safetensors", "--to", "a dog", "--model", model)
     edited = run(*edit, "--guidance", 2, "--json").data
     assert edited["inversion"]["nfe"] == data["inversion"]["nfe"]
+    assert edited["nfe"]["inversion"] == 0  # paid by the other command
     assert edited["settings"]["guidance_scale"] == 2
     assert edited["settings"]["num_inference_steps"] == 3
     assert run("replay", "out/edit-1.png").code == 0

@@ -73,7 +73,7 @@ def test_from_a_saved_inversion(run: Run, model: Path, photo: Path, mask: Path, 
 
 def test_a_seeds_guidance_is_replayed(run: Run, model: Path, cwd: Path) -> None:
     for guidance in ([], ["--guidance", "1.5"]):
-        done = run("edit", "--seed", "3", *EDIT, *guidance, "-m", model, "--json")
+        done = run("edit", "--seed", "3", *EDIT, *guidance, "-m", model, "--diagnose", "--json")
         assert done.code == 0, done
         for file in ("out/edit-1.png", "out/reconstruction.png", "out/source.png"):
             assert run("replay", file, "--json").data["identical"] is True, (file, guidance)

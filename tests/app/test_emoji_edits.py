@@ -112,12 +112,12 @@ def test_ablations_write_figures_a_table_and_plots(
     words = ("evaluate", "emoji-edits", "-m", sd3, "--ablations", "--limit", 2)
     found = run(*words, "-o", tmp_path, "--json").data["ablations"]
     iterations = found["iterations"]["series"]
-    assert list(iterations) == ["exact's controls, last", "ftedit, last", "ftedit, average"]
+    assert list(iterations) == ["fast's controls, last", "ftedit, last", "ftedit, average"]
     for entry in iterations.values():
         assert [point["value"] for point in entry["points"]] == [0, 2]
         assert str(entry["best"]) in entry["sentence"]
     # An inversion that is solved comes back better.
-    first, last = iterations["exact's controls, last"]["points"]
+    first, last = iterations["fast's controls, last"]["points"]
     assert first["reconstruction_psnr"] < last["reconstruction_psnr"]
     assert first["nfe"] < last["nfe"]
     assert {file.name for file in (tmp_path / "ablations").iterdir()} == {

@@ -66,7 +66,7 @@ def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
         ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--preset", "best"],
-            "exact, fast, ftedit",
+            "fast, exact, ftedit",
         ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "speed=1"],
@@ -105,9 +105,9 @@ def test_cite(run: Run) -> None:
     assert "2309.06380" in run("cite", "instaflow").out
     assert "2411.15843" in run("cite", "ftedit", "--json").data["bibtex"]["xu2025unveil"]
     assert run("cite", "ftedit", "subject").out.count("@inproceedings") == 1  # one paper, once
-    for name in ("exact", "fast"):  # whose controls, and whose noising
+    for name, path in (("fast", "kulikov2025flowedit"), ("exact", "yang2026directedit")):
         cited = run("cite", name, "--json").data["bibtex"]
-        assert {"xu2025unveil", "kulikov2025flowedit"} <= set(cited)
+        assert {"xu2025unveil", path} <= set(cited)  # whose controls, on whose path
     assert set(run("cite", "--json").data["methods"]) == set(METHODS)
 
 
@@ -125,7 +125,8 @@ def test_models(run: Run) -> None:
     assert set(data["presets"]) == set(PRESETS)
     printed = run("models").out
     assert "StableDiffusion3Pipeline" in printed
-    listed = printed.partition("Presets (--preset):\n")[2].splitlines()
+    heading = "Presets (--preset; an edit takes fast if none is named):\n"
+    listed = printed.partition(heading)[2].splitlines()
     column = {
         line.index(preset.reference) for line, preset in zip(listed, PRESETS.values(), strict=True)
     }

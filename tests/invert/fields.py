@@ -78,8 +78,9 @@ def inverted(
     noise: Tensor | None = None,
     **fields: Any,
 ) -> InversionResult:
-    """By the scheme of that name."""
-    preset = Preset(reference="none", **({"scheme": name} | fields))
+    """By the scheme of that name, for an edit that reads all that it finds."""
+    reading = {"scheme": name, "compensate": "both", "source_features": "inversion"}
+    preset = Preset(reference="none", **(reading | fields))
     return SCHEMES[name].invert(velocity, x_1, grid, preset, noise)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from rectiflow.errors import InputError
 from rectiflow.flow.grid import active_steps
-from rectiflow.invert import PRESETS, Preset, get_preset
+from rectiflow.invert import PRESETS, SCHEMES, Preset, get_preset
 from rectiflow.invert.presets import INVERSION_SETTINGS, method_name
+from rectiflow.steer import METHODS
 
 
 def test_the_papers_preset() -> None:
@@ -21,7 +22,7 @@ def test_the_papers_preset() -> None:
 
 
 def test_every_preset_passes_its_own_check() -> None:
-    assert list(PRESETS)[:4] == ["exact", "fast", "ftedit", "euler"]  # our own come first
+    assert list(PRESETS)[:4] == ["fast", "exact", "ftedit", "euler"]  # our own come first
     for preset in PRESETS.values():
         preset.check()
 
@@ -93,6 +94,19 @@ def test_a_setting_without_effect_is_refused() -> None:
     assert get_preset("exact", scheme="euler", time="cleaner").time == "cleaner"
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_path_that_the_method_does_not_read_is_refused(scheme: str, method: str) -> None:
+    """Else an inversion would be paid for, and change nothing."""
+    names = {"scheme": scheme, "method": method}
+    unread = method == "flow_edit" and scheme != "interpolation"
+    if unread or (scheme == "renoising" and method != "two_branch"):
+        with pytest.raises(InputError, match=f"the method {method} .* scheme"):
+            get_preset(dataclasses.replace(PRESETS["euler"], **names))  # type: ignore[arg-type]
+    else:
+        get_preset(dataclasses.replace(PRESETS["euler"], **names))  # type: ignore[arg-type]
+
+
 def test_fields_are_replaced_and_none_leaves_them_alone() -> None:
     preset = get_preset("exact", guidance_scale=2.5, adaln_ratio=None)
     assert preset == dataclasses.replace(PRESETS["exact"], guidance_scale=2.5)
@@ -138,5 +152,5 @@ def test_wrong_settings(settings: dict[str, object], message: str) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(InputError, match="preset is 'best'; one of: exact, fast, ftedit, euler, "):
+    with pytest.raises(InputError, match="preset is 'best'; one of: fast, exact, ftedit, euler, "):
         get_preset("best")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rectiflow.invert.preset import Preset
 from rectiflow.models import SD3Model
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.steer import EditTask, align, edit_latents
+from tests.steer.edits import counting
 from tests.tiny import tiny_model
 
 SOURCE = ["a red apple on the left", "two lemons"]
@@ -46,15 +48,16 @@ def task(model: SD3Model, preset: Preset, targets: list[str] = TARGET) -> EditTa
     )
 
 
-def without_controls(name: str = "fast", **settings: object) -> Preset:
-    return get_preset(name, num_inference_steps=6, adaln_ratio=0.0, attention_ratio=0.0, **settings)
+def without_controls(**settings: object) -> Preset:
+    return get_preset(
+        "fast", num_inference_steps=6, adaln_ratio=0.0, attention_ratio=0.0, **settings
+    )
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-@pytest.mark.parametrize("name", ["fast", "exact"])
-def test_without_controls_it_is_flowedit(model: SD3Model, name: str, strength: float) -> None:
+def test_without_controls_it_is_flowedit(model: SD3Model, strength: float) -> None:
     """Two derivations of one method: beside a path of fresh noise, and from image to image."""
-    ours = without_controls(name, strength=strength)
+    ours = without_controls(strength=strength)
     theirs = get_preset(
         "flowedit",
         num_inference_steps=6,
@@ -83,11 +86,8 @@ def test_under_guidance_too(model: SD3Model) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["fast", "exact"])
-def test_the_sources_own_prompt_returns_the_image(
-    model: SD3Model, name: str, guidance: float
-) -> None:
-    preset = get_preset(name, num_inference_steps=6, guidance_scale=guidance)
+def test_the_sources_own_prompt_returns_the_image(model: SD3Model, guidance: float) -> None:
+    preset = get_preset("fast", num_inference_steps=6, guidance_scale=guidance)
     edited = edit_latents(model, task(model, preset, SOURCE), preset)
     assert (edited.latents - latents()).abs().max() < 1e-4
 
@@ -103,12 +103,39 @@ def test_kept_features_are_those_of_the_source_beside_it(model: SD3Model, guidan
     assert (one.nfe, other.nfe) == ((12, 24) if guidance == 1 else (48, 48))
 
 
-def test_what_it_costs(model: SD3Model) -> None:
-    """Under guidance nothing is asked that would be asked again."""
-    plain = task(model, get_preset("fast", num_inference_steps=6)).path
-    assert plain.evaluations.tolist() == [[1, 1]] * 6 and plain.velocities is not None
-    guided = task(model, get_preset("fast", num_inference_steps=6, guidance_scale=2.0)).path
-    assert guided.evaluations.sum() == 0 and guided.velocities is None
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, 6),
+        # The source runs beside the target, and is asked there.
+        ({"guidance_scale": 2.0}, 0),
+        ({"source_features": "recompute"}, 0),
+        # Its features alone are kept, of the steps that inject them.
+        ({"compensate": "source", "attention_ratio": 0.5}, 3),
+        ({"compensate": "none", "attention_ratio": 0.5}, 3),
+    ],
+)
+def test_nothing_is_asked_that_no_edit_reads(
+    model: SD3Model, given: dict[str, Any], asked: int
+) -> None:
+    preset = get_preset("fast", num_inference_steps=6, **given)
+    with counting(model) as calls:
+        path = task(model, preset).path
+    assert path.evaluations.tolist() == [[1, 1]] * asked + [[0, 0]] * (6 - asked)
+    assert sum(calls) == 2 * asked and (path.velocities is None) == (asked < 6)
+
+
+@pytest.mark.parametrize("compensate", ["source", "both"])
+def test_what_is_kept_changes_the_cost_alone(model: SD3Model, compensate: str) -> None:
+    given = {"compensate": compensate, "attention_ratio": 0.5, "num_inference_steps": 6}
+    latents, costs = [], []
+    for features in ("inversion", "recompute"):
+        preset = get_preset("fast", source_features=features, **given)
+        with counting(model) as calls:
+            latents.append(edit_latents(model, task(model, preset), preset).latents)
+        costs.append(sum(calls))
+    torch.testing.assert_close(latents[0], latents[1], atol=1e-4, rtol=0)
+    assert costs[0] == costs[1]  # of one target a source; of more, keeping is cheaper
 
 
 def test_every_step_has_noise_of_its_own_from_the_images_seed(model: SD3Model) -> None:

@@ -168,10 +168,8 @@ def test_it_takes_no_sample_but_for_deletions(model: SD3Model, guidance: int) ->
 
 
 @pytest.mark.parametrize("compensate", ["none", "source", "both"])
-@pytest.mark.parametrize("method", ["two_branch", "renoised"])
-def test_outside_of_it_the_source_stays(model: SD3Model, method: str, compensate: str) -> None:
+def test_outside_of_it_the_source_stays(model: SD3Model, compensate: str) -> None:
     preset = settings(
-        method=method,
         compensate=compensate,
         adaln_ratio=0.5,
         attention_ratio=0.5,

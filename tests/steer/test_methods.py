@@ -193,6 +193,7 @@ def test_published_settings_cost_what_they_should(
     assert result.nfe == {
         "inversion": inverting,
         "editing": editing,
+        "reconstruction": 0,
         "total": inverting + editing,
     }
 

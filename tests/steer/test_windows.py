@@ -109,15 +109,11 @@ def test_what_is_refused(model: SD3Model) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("method", ["two_branch", "renoised"])
-def test_windows_like_the_ratio_are_the_ratio(
-    model: SD3Model, method: str, guidance: float
-) -> None:
+def test_windows_like_the_ratio_are_the_ratio(model: SD3Model, guidance: float) -> None:
     """All words at a ratio is that ratio for padding too; other windows give other pictures."""
     given = dataclasses.replace(
         preset(adaln_ratio=0.5, guidance_scale=guidance), num_inference_steps=4
     )
-    given = dataclasses.replace(given, method=method)  # type: ignore[arg-type]
     plain = edits.task(model, random_path())
     results = []
     for windows in ({}, {"a": 0.5, "apple": 0.5}, {"apple": 1.0}, {"apple": 0.0}):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rectiflow.app import edit_job, editing, options
 from rectiflow.app.batch_rows import Choose, Row, read_rows
 from rectiflow.app.console import Session, finite
+from rectiflow.app.results import samples
 from rectiflow.errors import InputError, WorkError
 from rectiflow.files import write_csv, write_whole
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 LOG, TABLE = "results.jsonl", "results.csv"
-SHOWN = ("row", "status", "output", "image", "from", "to", "nfe", "seconds", "psnr", "error")
+SHOWN = ("row", "status", "output", "image", "from", "to", "nfe", "nfe_inversion", "nfe_editing",
+         "nfe_reconstruction", "seconds", "psnr", "error")  # fmt: skip
 """The columns of results.csv."""
+PARTS = ("inversion", "editing", "reconstruction")
+"""What network samples are spent on."""
 
 
 class Log:
@@ -61,7 +65,7 @@ class Log:
 
     def write_table(self) -> None:
         """Write results.csv anew."""
-        rows = [{name: entry.get(name) for name in SHOWN} for entry in self.entries.values()]
+        rows = [_flat(entry) for entry in self.entries.values()]
         write_csv(self.folder / TABLE, rows, SHOWN)
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -84,6 +88,7 @@ def run_batch(
     preset: str | None,
     load: Callable[[], FlowModel],
     terminal: Session,
+    diagnose: bool = False,
 ) -> None:
     """Do the rows of a table that are not done yet, with one model.
 
@@ -94,6 +99,7 @@ def run_batch(
         preset: as for `read_rows`.
         load: gives the model.
         terminal: for warnings and the result.
+        diagnose: as `rectiflow.edit` takes it, of every row.
 
     Raises:
         InputError: the table is wrong; nothing was done.
@@ -102,7 +108,7 @@ def run_batch(
     from tqdm import tqdm
 
     started = time.perf_counter()
-    rows = read_rows(table, output, choose, preset)
+    rows = read_rows(table, output, choose, preset, diagnose)
     options.output_folder(output)
     model = load()
     log = Log(output)
@@ -110,7 +116,7 @@ def run_batch(
     todo = [row for row in rows if not log.done(row, inputs[row.name])]
     waiting = Counter(row.source for row in todo)
     kept: dict[str, Inversion] = {}
-    samples = 0
+    spent: Counter[str] = Counter()
     for row in tqdm(todo, desc="edits", unit="edit", disable=None, leave=False):
         entry = row.shown() | {"inputs": inputs[row.name]}
         shared = kept.get(row.source)
@@ -118,7 +124,7 @@ def run_batch(
         try:
             kept[row.source], done = _edit(model, row, shared, terminal)
             entry |= done | {"status": "done"}
-            samples += done["nfe"]
+            spent.update(done["nfe"])
         except (InputError, WorkError, OSError) as error:
             entry |= {"status": "failed", "error": str(error)}
             terminal.warn(f"line {row.line}: {error}")
@@ -135,7 +141,7 @@ def run_batch(
         "done": len(todo) - len(failed),
         "skipped": len(rows) - len(todo),
         "failed": len(failed),
-        "nfe": samples,
+        "nfe": {part: spent[part] for part in (*PARTS, "total")},
         "seconds": time.perf_counter() - started,
         "results": LOG,
         "warnings": terminal.warnings,
@@ -158,14 +164,13 @@ def _edit(
     # The warnings of a row are its own, each printed once for the whole table.
     own = _Row(terminal.stdout, terminal.as_json, terminal)
     result, data = editing.perform(model, row.job, picture, _command(model, row), own, shared)
-    nfe = data["nfe"]
     return result.inversion, {
         "edited": f"{row.name}/{data['edits'][0]['image']}",
         "report": f"{row.name}/{data['report']}",
         "shared_inversion": shared is not None,
-        "nfe": nfe["editing"] + (0 if shared is not None else nfe["inversion"]),
-        "seconds": data["seconds"] - (result.inversion.seconds if shared is not None else 0),
-        "psnr": data["reconstruction"]["psnr"],
+        "nfe": data["nfe"],
+        "seconds": data["seconds"],
+        **({"psnr": data["reconstruction"]["psnr"]} if row.job.diagnose else {}),
         "warnings": own.warnings,
     }
 
@@ -181,6 +186,10 @@ class _Row(Session):
         """Keep a warning, and print it if no other row has."""
         self.warnings.append(text)
         self.table.warn(text)
+
+    def note(self, text: str, once: str | None = None) -> None:
+        """What is said once is so for the whole table."""
+        self.table.note(text, once)
 
 
 def _command(model: FlowModel, row: Row) -> str:
@@ -199,10 +208,19 @@ def _command(model: FlowModel, row: Row) -> str:
         ("-o", job.output),
     ):
         words += [] if value is None else [option, str(value)]
+    words += ["--diagnose"] if job.diagnose else []
     whole = dataclasses.asdict(job.preset)
     for name in job.named:
         words += ["--set", f"{name}={json.dumps(whole[name])}"]
     return shlex.join(words)
+
+
+def _flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as a row of results.csv."""
+    nfe = entry.get("nfe")
+    nfe = nfe if isinstance(nfe, dict) else {}
+    spent = {"nfe": nfe.get("total")} | {f"nfe_{part}": nfe.get(part) for part in PARTS}
+    return {name: entry.get(name) for name in SHOWN} | spent
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -216,6 +234,6 @@ def _summary(data: dict[str, Any], output: Path) -> str:
         if entry["status"] == "done"
     ]
     counts = f"{data['done']} done, {data['skipped']} done before, {data['failed']} failed"
-    lines.append(f"{counts}; {data['nfe']} network samples in {data['seconds']:.1f} s")
+    lines.append(f"{counts}; {samples(data['nfe'])} in {data['seconds']:.1f} s")
     lines.append(f"results: {output / TABLE}")
     return "\n".join(lines)

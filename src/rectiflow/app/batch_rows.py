@@ -53,6 +53,7 @@ class Row:
             "prompts": [job.source_prompt, *job.prompts],
             "negative": job.negative,
             "preset": options.whole(job.preset),
+            "diagnose": job.diagnose,
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -68,7 +69,9 @@ class Row:
         }
 
 
-def read_rows(table: Path, output: Path, choose: Choose, preset: str | None) -> list[Row]:
+def read_rows(
+    table: Path, output: Path, choose: Choose, preset: str | None, diagnose: bool = False
+) -> list[Row]:
     """All rows of a table, each looked at.
 
     Args:
@@ -76,6 +79,7 @@ def read_rows(table: Path, output: Path, choose: Choose, preset: str | None) -> 
         output: folder for the rows' folders.
         choose: the preset by name and the fields set one by one, with the command's own settings.
         preset: its name for the rows that name none.
+        diagnose: whether each is diagnosed.
 
     Raises:
         InputError: names the first line that is wrong, and how.
@@ -99,7 +103,7 @@ def read_rows(table: Path, output: Path, choose: Choose, preset: str | None) -> 
     rows = []
     for number, (line, cells) in enumerate(lines, 1):
         try:
-            rows.append(_row(line, number, cells, table.parent, output, choose, preset))
+            rows.append(_row(line, number, cells, table.parent, output, choose, preset, diagnose))
         except InputError as error:
             raise InputError(f"{table}, line {line}: {error}") from error
     if not rows:
@@ -121,6 +125,7 @@ def _row(
     output: Path,
     choose: Choose,
     preset: str | None,
+    diagnose: bool,
 ) -> Row:
     if None in cells or None in cells.values():
         raise InputError("it has not as many cells as the first line; quote cells with a comma")
@@ -142,6 +147,7 @@ def _row(
         preset=chosen,
         preset_name=given.get("preset", preset),
         named=named,
+        diagnose=diagnose,
     )
     edit_job.check(job)
     for file in (job.image, job.mask):

@@ -11,7 +11,7 @@ import typer
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, session
-from rectiflow.app.results import inversion_data, method_name, source_hash
+from rectiflow.app.results import inversion_data, method_name, samples, source_hash
 from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
 
@@ -130,6 +130,7 @@ def chain(
             "source_hash": source_hash(image, picture),
             "mask": None if mask is None else str(mask.resolve()),
             "mask_hash": None if mask is None else record.file_hash(mask),
+            "nfe": result.nfe,
         }
         save_png(result.source, output / "source.png", made | {"role": "source"})
         for number, turn in enumerate(result.turns, 1):
@@ -217,10 +218,6 @@ def _summary(result: ChainResult, folder: Path) -> str:
         if turn.returns:
             said += f", back at the source: {decibels(turn.distances.source)}"
         lines.append(f"{folder / f'turn-{number}.png'}: {turn.prompt} ({said})")
-    nfe = result.nfe
-    lines.append(
-        f"{nfe['turns']} network samples in {result.seconds:.1f} s, and {nfe['one_shot']} to "
-        "compare with one shot"
-    )
+    lines.append(f"{samples(result.nfe)}; the turns took {result.seconds:.1f} s")
     lines.append(f"all turns: {folder / 'sheet.png'}")
     return "\n".join(lines)

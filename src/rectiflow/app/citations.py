@@ -12,8 +12,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("xu2025unveil",),
     ),
     "exact": (
-        "the preset `exact`: DirectEdit's inversion, FTEdit's controls, FlowEdit's noising",
-        ("xu2025unveil", "kulikov2025flowedit", "yang2026directedit"),
+        "the preset `exact`: DirectEdit's inversion and FTEdit's controls",
+        ("xu2025unveil", "yang2026directedit"),
     ),
     "fast": (
         "the preset `fast`: FTEdit's controls and FlowEdit's noising",

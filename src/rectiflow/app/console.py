@@ -52,6 +52,7 @@ class Session:
         self.stdout = stdout
         self.as_json = as_json
         self.warnings: list[str] = []
+        self.noted: set[str] = set()
 
     def warn(self, text: str) -> None:
         """Print a warning, the same one only once."""
@@ -62,10 +63,13 @@ class Session:
         self.warnings.append(text)
         tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
 
-    def note(self, text: str) -> None:
-        """Say something that is no warning."""
+    def note(self, text: str, once: str | None = None) -> None:
+        """Say something that is no warning; `once` names what is said only once in a session."""
         from tqdm import tqdm
 
+        if once in self.noted:
+            return
+        self.noted |= {once} if once else set()
         tqdm.write(f"rectiflow: {one_line(text)}", file=sys.stderr)
 
     def result(self, data: dict[str, Any], summary: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,9 +35,9 @@ CASES: tuple[tuple[str, int], ...] = (
 """Kind and seed of each edit: of the tuning seeds, so the benchmark's stay unseen."""
 
 INTRODUCTION = (
-    "Each picture is taken back to the noise its caption would have generated it from, and edited "
-    "by changing the caption. The pictures come from a small world in which the right answer to "
-    "every edit is known; it is shown beside ours."
+    "Each picture is edited by changing its caption; what the caption did not change should stay. "
+    "The pictures come from a small world in which the right answer to every edit is known; it is "
+    "shown beside ours."
 )
 
 
@@ -49,6 +50,7 @@ def demo(
     ),
     model: options.ModelOptions,
     preset: options.PresetName = None,
+    diagnose: options.Diagnose = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit bundled pictures in eight ways, beside the right answers.
@@ -66,10 +68,13 @@ def demo(
         options.output_folder(output)
         loaded = model.load()
         shown: list[EditReport] = []
+        spent: Counter[str] = Counter()
         entries: list[dict[str, Any]] = []
         for kind, seed in tqdm(CASES, desc="edits", unit="edit", disable=None, leave=False):
             folder = output / "cases" / kind
-            report, entry = _case(loaded, sample_edit(kind, seed), folder, chosen, terminal)
+            case = sample_edit(kind, seed)
+            report, entry = _case(loaded, case, folder, chosen, terminal, diagnose)
+            spent.update(entry["nfe"])
             shown.append(report)
             entries.append(entry | {"kind": kind, "seed": seed})
             for key in ("image", "report"):
@@ -88,6 +93,7 @@ def demo(
             "model": loaded.name,
             "preset": results.method_name(preset, chosen),
             "cases": entries,
+            "nfe": dict(spent),
             "seconds": seconds,
             "report": page.name,
             "warnings": terminal.warnings,
@@ -97,13 +103,18 @@ def demo(
             f"(doing nothing: {entry['nothing_psnr']:.1f} dB)  {entry['prompt']}"
             for entry in entries
         ]
-        lines.append(f"{len(entries)} edits in {seconds:.0f} s")
+        lines.append(f"{len(entries)} edits: {results.samples(dict(spent))} in {seconds:.0f} s")
         lines.append(f"report: {page}  ({page.resolve().as_uri()})")
         terminal.result(data, "\n".join(lines))
 
 
 def _case(
-    model: FlowModel, case: EditCase, folder: Path, preset: Any, terminal: Session
+    model: FlowModel,
+    case: EditCase,
+    folder: Path,
+    preset: Any,
+    terminal: Session,
+    diagnose: bool,
 ) -> tuple[EditReport, dict[str, Any]]:
     """One edit with pictures and a report of its own."""
     from rectiflow.emoji.render import render
@@ -111,21 +122,21 @@ def _case(
     from rectiflow.report.pictures import psnr
 
     source, target = render(case.source, SIZE), render(case.target, SIZE)
-    result, exact, plain = editing.run(
+    result = editing.run(
         model,
         source,
         preset,
         terminal=terminal,
         prompts=[case.target_prompt],
         source_prompt=case.source_prompt,
+        diagnose=diagnose,
     )
     made = results.about(model, result, None, (folder / "source.png", source), None)
     made |= NOTHING_AROUND
-    (image,) = results.write_pictures(folder, result, exact, made)
+    (image,) = results.write_pictures(folder, result, made)
     save_png(target, folder / "target.png", {"command": "source", "prompt": case.target_prompt})
     report = result.edit_report(
-        reconstruction=(exact, plain),
-        command=_command(model, case, folder, made["method"]),
+        command=_command(model, case, folder, made["method"], diagnose),
         title=f"{case.kind.capitalize()}: {case.target_prompt}",
         kind=case.kind,
         targets=[target],
@@ -139,15 +150,18 @@ def _case(
         "report": "report.html",
         "target_psnr": psnr(result.images[0], target),
         "nothing_psnr": psnr(source, target),
-        "nfe": result.nfe["total"],
-        "seconds": result.inversion.seconds + result.edit_seconds,
+        "nfe": result.nfe,
+        "seconds": result.seconds["total"],
     }
 
 
-def _command(model: FlowModel, case: EditCase, folder: Path, preset: str) -> str:
+def _command(model: FlowModel, case: EditCase, folder: Path, preset: str, diagnose: bool) -> str:
     """What makes this edit again by itself."""
+    from rectiflow.invert.presets import DEFAULT_PRESET
+
     words = ["rectiflow", "edit", str(folder / "source.png")]
     words += ["--from", case.source_prompt, "--to", case.target_prompt]
-    words += ["--preset", preset] if preset != "exact" else []
+    words += ["--preset", preset] if preset != DEFAULT_PRESET else []
+    words += ["--diagnose"] if diagnose else []
     words += ["--model", model.name] if model.name != options.DEFAULT_MODEL else []
     return shlex.join(words)

@@ -40,6 +40,7 @@ class Job:
     mask_blur: float = 0.0
     paste_back: bool = False
     windows: Mapping[str, float] = field(default_factory=dict)
+    diagnose: bool = False
 
     @property
     def around(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ Tune = Annotated[
 ]
 Ablations = Annotated[
     bool,
-    typer.Option("--ablations", help="Vary one setting of exact and ftedit at a time."),
+    typer.Option("--ablations", help="Vary one setting of fast and ftedit at a time."),
 ]
 Processes = Annotated[
     int,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +18,16 @@ from rectiflow.app.edit_job import Job, check, check_alone, read, windows_of
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from rectiflow.invert import Inversion, Preset, Reconstruction
+    from rectiflow.invert import Inversion, Preset
     from rectiflow.models.base import FlowModel
     from rectiflow.steer import EditResult
 
 
 KEPT_IN = {"memory": "the device's memory", "cpu": "main memory", "disk": "a temporary folder"}
+WORTH_SAYING = 256 * 2**20
+"""Bytes of kept features from which on a run says so, however much memory is free."""
+CONSIDERABLE = 0.1
+"""Likewise, the share of what is free."""
 
 
 @options.takes_model()
@@ -110,13 +116,14 @@ def edit(
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     settings: options.Settings = None,
+    diagnose: options.Diagnose = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Edit an image by changing its prompt.
 
-    What the prompt did not change stays. The folder gets source.png, reconstruction.png,
-    edit-1.png, ... and report.html. With --seed instead of an image, what the model generates
-    from --from is edited.
+    What the prompt did not change stays. The folder gets source.png, edit-1.png, ...,
+    report.html and, with --diagnose, reconstruction.png. With --seed instead of an image, what the
+    model generates from --from is edited.
     """
     with session(as_json) as terminal:
 
@@ -134,14 +141,14 @@ def edit(
             check_alone(given)
             from rectiflow.app.batch import run_batch
 
-            run_batch(table, output, choose, preset, model.load, terminal)
+            run_batch(table, output, choose, preset, model.load, terminal, diagnose)
             return
         if not to:
             raise InputError('give --to "...": what should the image show instead?')
         chosen, named = choose(preset)
         job = Job(
             image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
-            mask_grow or 0, mask_blur or 0.0, paste_back, windows_of(window or []),
+            mask_grow or 0, mask_blur or 0.0, paste_back, windows_of(window or []), diagnose,
         )  # fmt: skip
         check(job)
         picture = read(job)
@@ -183,7 +190,7 @@ def perform(
         chosen = source.preset if job.preset_name is None else chosen
     elif seed is not None and "guidance_scale" in job.named:
         replaced = {"guidance_scale": chosen.guidance_scale}  # the picture's own too
-    result, exact, plain = run(
+    result = run(
         model,
         source,
         chosen,
@@ -193,6 +200,7 @@ def perform(
         negative_prompt=job.negative,
         mask=job.mask,
         seed=None if inversion is not None else seed,
+        diagnose=job.diagnose,
         **job.around,
         **replaced,
     )
@@ -201,15 +209,13 @@ def perform(
     origin = None if job.image is None else (job.image, picture)
     made = results.about(model, result, job.negative, origin, job.mask, job.preset_name)
     made |= job.around
-    images = results.write_pictures(job.output, result, exact, made)
-    report = result.edit_report(
-        reconstruction=(exact, plain), command=command, environment=record.environment(model)
-    )
+    images = results.write_pictures(job.output, result, made)
+    report = result.edit_report(command=command, environment=record.environment(model))
     report = dataclasses.replace(report, warnings=terminal.warnings)
     from rectiflow.report import write_edit_report
 
     write_edit_report(report, job.output / "report.html")
-    return result, results.as_data(result, exact, plain, made, images, terminal.warnings)
+    return result, results.as_data(result, made, images, terminal.warnings)
 
 
 def run(
@@ -219,11 +225,8 @@ def run(
     *,
     terminal: Session,
     **arguments: Any,
-) -> tuple[EditResult, Reconstruction, Reconstruction | None]:
-    """An edit, and the source's reconstruction with and without compensation, with progress.
-
-    A path that is no inversion brings nothing back without compensation: then there is none.
-    """
+) -> EditResult:
+    """An edit with progress and warnings."""
     import rectiflow
     from rectiflow.models.memory import out_of_memory_explained
 
@@ -242,24 +245,33 @@ def run(
         result = rectiflow.edit(
             model, source, preset=preset, callback_on_step_end=show, **arguments
         )
-        bar.set_description("reconstructing")
-        exact = result.inversion.reconstruct()
-        plain = result.inversion.reconstruct(False) if result.inversion.inverted else None
     for warning in result.warnings:
         terminal.warn(warning)
-    return result, exact, plain
+    return result
 
 
 def _say_what_is_kept(
     model: FlowModel, picture: Image.Image, preset: Preset, terminal: Session
 ) -> None:
-    """How much of the source's features a run will keep, before it begins."""
+    """How much of the source's features a run will keep, before it begins, if it is much."""
     from rectiflow.invert.features import kept_bytes
     from rectiflow.models.images import fitted_size
 
     size = kept_bytes(model, preset, *fitted_size(picture, model.size_policy))
-    if size >= 2**20:
+    if size and size >= min(WORTH_SAYING, CONSIDERABLE * _free(model, preset.keep_features)):
         terminal.note(
-            f"keeping {size / 2**20:.1f} MiB of the source's features in "
-            f"{KEPT_IN[preset.keep_features]}"
+            f"keeping {size / 2**20:.0f} MiB of the source's features in "
+            f"{KEPT_IN[preset.keep_features]}",
+            once="keep_features",
         )
+
+
+def _free(model: FlowModel, where: str) -> int:
+    """Free bytes where features are kept."""
+    import torch
+
+    from rectiflow.models.memory import free_memory
+
+    if where == "disk":
+        return shutil.disk_usage(tempfile.gettempdir()).free
+    return free_memory(torch.device("cpu") if where == "cpu" else model.device)[0]

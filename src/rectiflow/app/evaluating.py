@@ -84,7 +84,7 @@ def _save(image: Image.Image, file: Path) -> None:
 
 for suite, command, example in (
     ("emoji-models", emoji_models, "--model emoji-sd -o models"),
-    ("emoji-edits", emoji_edits.emoji_edits, "--limit 24 --methods exact,ftedit -o edits"),
+    ("emoji-edits", emoji_edits.emoji_edits, "--limit 24 --methods fast,ftedit -o edits"),
     ("pie-bench", pie_bench.pie_bench, "--data PIE-Bench_v1 --preset ftedit -o results"),
     ("coco", coco.coco, "--data coco --model emoji-sd --clip emoji-clip -o results"),
     ("inversion-error", comparing.inversion_error, "--steps 10 --steps 50 --limit 24 -o errors"),

@@ -25,7 +25,7 @@ LEAST_FREE_GB = 1.0
 def models(as_json: options.AsJson = False) -> None:
     """List embedded models, families that load, and presets."""
     with session(as_json) as terminal:
-        from rectiflow.invert.presets import PRESETS
+        from rectiflow.invert.presets import DEFAULT_PRESET, PRESETS
         from rectiflow.models.load import FAMILIES, WEIGHTS, embedded_models
         from rectiflow.models.metadata import FILE_NAME, read_metadata
 
@@ -52,7 +52,7 @@ def models(as_json: options.AsJson = False) -> None:
         ] or ["  none"]
         lines += ["Any folder or hub id of these diffusers pipelines:"]
         lines += [f"  {pipeline}" for pipeline in FAMILIES]
-        lines += ["Presets (--preset):"]
+        lines += [f"Presets (--preset; an edit takes {DEFAULT_PRESET} if none is named):"]
         width = max(map(len, PRESETS))
         lines += [f"  {name:{width}} {preset.reference}" for name, preset in PRESETS.items()]
         terminal.result(data, "\n".join(lines))

@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from PIL import Image
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, session
-from rectiflow.app.results import (
-    inversion_data,
-    method_name,
-    source_hash,
-)
+from rectiflow.app.results import inversion_data, method_name, returned, samples, source_hash
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
-    from rectiflow.invert import Inversion, Reconstruction
+    from rectiflow.invert import Diagnosis
 
 
 @options.takes_model()
@@ -40,7 +37,13 @@ def invert(
         ),
     ] = None,
     model: options.ModelOptions,
-    preset: options.PresetName = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of a method; `rectiflow models` lists them.  [default: exact]",
+            show_default=False,
+        ),
+    ] = None,
     steps: options.Steps = None,
     settings: options.Settings = None,
     as_json: options.AsJson = False,
@@ -51,28 +54,32 @@ def invert(
     without inverting again.
     """
     with session(as_json) as terminal:
+        from rectiflow.invert.presets import INVERSION_PRESET
         from rectiflow.models.images import load_image
 
-        chosen, _ = options.preset_of(preset, settings, steps=steps)
+        chosen, _ = options.preset_of(preset, settings, steps=steps, default=INVERSION_PRESET)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
         if reconstruct is not None:
             _check_pictures(reconstruct, image)
         loaded = model.load()
         import rectiflow
+        from rectiflow.invert import diagnosis_of
         from rectiflow.models.memory import out_of_memory_explained
 
-        returned: tuple[Reconstruction, Reconstruction] | None = None
+        diagnosis: Diagnosis | None = None
         with evaluations(loaded, "inverting") as bar, out_of_memory_explained(loaded):
             inversion = rectiflow.invert(loaded, picture, prompt, preset=chosen)
             if reconstruct is not None:
                 bar.set_description("reconstructing")
-                returned = inversion.reconstruct(), inversion.reconstruct(False)
+                diagnosis = diagnosis_of(inversion)
         inversion.save(output)
-        about = inversion_data(inversion)
+        about = inversion_data(inversion, diagnosis)
+        nfe = {"inversion": inversion.nfe, "reconstruction": diagnosis.nfe if diagnosis else 0}
+        nfe["total"] = sum(nfe.values())
         found: dict[str, Any] = {}
         lines: list[str] = []
-        if reconstruct is not None and returned is not None:
+        if reconstruct is not None and diagnosis is not None:
             made = record.of_model(loaded) | {
                 "command": "invert",
                 "source_prompt": inversion.source_prompt,
@@ -80,25 +87,24 @@ def invert(
                 "settings": options.whole(chosen),
                 "source": str(image.resolve()),
                 "source_hash": source_hash(image, picture),
+                "nfe": nfe,
             }
-            about["compensation"] = float(returned[0].compensation.max())
-            kept, lines = _write(reconstruct, inversion, returned, made)
+            kept, lines = _write(reconstruct, picture, diagnosis, made)
             found = {"reconstruction": kept}
-        noise = about["noise"]
         data = {
             "model": loaded.name,
             "preset": method_name(preset, chosen),
             "settings": options.whole(chosen) | {"source_prompt": inversion.source_prompt},
             "inversion": about,
             **found,
+            "nfe": nfe,
             "file": str(output),
             "warnings": terminal.warnings,
         }
-        summary = (
-            f"{output}: {inversion.nfe} network samples in {inversion.seconds:.1f} s, largest "
-            f"residual {inversion.residual:.1e}"
-        )
-        if noise is not None:
+        summary = f"{output}: {samples(nfe)}; the inversion took {inversion.seconds:.1f} s"
+        if inversion.residual is not None:
+            summary += f", largest residual {inversion.residual:.1e}"
+        if (noise := about.get("noise")) is not None:
             summary += (
                 f"\nnoise: norm {noise['norm']:.3f} (1), excess kurtosis {noise['kurtosis']:+.2f} "
                 f"(0), autocorrelation {noise['autocorrelation']:+.2f} (0)"
@@ -107,27 +113,16 @@ def invert(
 
 
 def _write(
-    file: Path,
-    inversion: Inversion,
-    returned: tuple[Reconstruction, Reconstruction],
-    made: dict[str, Any],
+    file: Path, picture: Image.Image, diagnosis: Diagnosis, made: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Write what came back with and without compensation; its JSON, and a line on each."""
     from rectiflow.report import save_png
-    from rectiflow.report.pictures import psnr
     from rectiflow.report.words import decibels
 
-    (exact, plain), beside = returned, _uncompensated(file)
+    exact, plain = diagnosis.reconstruction, diagnosis.uncompensated
+    beside, kept = _uncompensated(file), returned(diagnosis, picture)
     save_png(exact.image, file, made | {"role": "reconstruction", "compensated": True})
     save_png(plain.image, beside, made | {"role": "reconstruction", "compensated": False})
-    codec = inversion.images(inversion.latents)[0]
-    assert inversion.picture is not None
-    kept = {
-        "max_abs_latent": exact.max_abs_latent,
-        "uncompensated_psnr": psnr(plain.image, codec),
-        "psnr": psnr(exact.image, inversion.picture),
-        "psnr_codec": psnr(codec, inversion.picture),
-    }
     lines = [
         f"{file}: {decibels(kept['psnr'])} to the image (codec alone: "
         f"{decibels(kept['psnr_codec'])}), largest latent error {exact.max_abs_latent:.1e}",

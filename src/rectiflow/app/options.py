@@ -101,7 +101,20 @@ Guidance = Annotated[
 ]
 PresetName = Annotated[
     str | None,
-    typer.Option("--preset", help="Settings of a method; `rectiflow models` lists them."),
+    typer.Option(
+        "--preset",
+        help="Settings of a method; `rectiflow models` lists them. An inversion that was saved "
+        "has its own.  [default: fast]",
+        show_default=False,
+    ),
+]
+Diagnose = Annotated[
+    bool,
+    typer.Option(
+        "--diagnose",
+        help="Also take each image to its noise and back, with and without compensation: how well "
+        "the model knows it. It takes network samples, and they are counted.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -220,17 +233,19 @@ def preset_of(
     *,
     steps: int | None = None,
     guidance: float | None = None,
+    default: str | None = None,
 ) -> tuple[Preset, list[str]]:
     """The preset that the options describe, and the fields that were set one by one.
 
-    Every field is of its type and in its range.
+    Every field is of its type and in its range; `default` is the preset where none is named, that
+    of an edit if it is None.
 
     Raises:
         InputError: there is no such preset or field, or a value does not fit.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from rectiflow.invert.presets import Preset, get_preset
+    from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset
     from rectiflow.straighten.config import override
 
     settings = override({}, assignments or [])
@@ -238,7 +253,8 @@ def preset_of(
         settings["num_inference_steps"] = steps
     if guidance is not None:
         settings["guidance_scale"] = guidance
-    preset = get_preset(name or "exact", **dict.fromkeys(settings))  # refuses unknown names
+    name = name or default or DEFAULT_PRESET
+    preset = get_preset(name, **dict.fromkeys(settings))  # refuses unknown names
     try:
         changed = TypeAdapter(Preset).validate_python(dataclasses.asdict(preset) | settings)
     except ValidationError as error:

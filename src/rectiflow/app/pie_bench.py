@@ -54,7 +54,7 @@ def pie_bench(
     ] = None,
     output: Output = None,
     limit: Limit = None,
-    preset: options.PresetName = "exact",
+    preset: options.PresetName = None,
     settings: options.Settings = None,
     workers: Annotated[
         int,
@@ -113,10 +113,10 @@ def pie_bench(
         from rectiflow.evaluate.pie_bench import Run, make_results, measure, write_tables
         from rectiflow.evaluate.pie_bench_data import read_pie_bench
         from rectiflow.evaluate.pie_bench_metrics import VARIANTS, load_networks
+        from rectiflow.invert.presets import DEFAULT_PRESET
 
-        run = Run(
-            read_pie_bench(data, limit), chosen, preset or "exact", options.output_folder(output)
-        )
+        folder, name = options.output_folder(output), preset or DEFAULT_PRESET
+        run = Run(read_pie_bench(data, limit), chosen, name, folder)
         loaded = model.load()
         # Before the pictures are made: a network that cannot be loaded is found at once.
         networks = load_networks(dino, clip, lpips_weights, loaded.device)

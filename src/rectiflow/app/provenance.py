@@ -138,13 +138,13 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
     if made["command"] == "generate":
         return paint(model, made)[0]
     import rectiflow
-    from rectiflow.invert import Preset
+    from rectiflow.invert import Preset, diagnosis_of
 
     settings = made["settings"] | {"features": tuple(made["settings"]["features"])}
     source = _source(model, made, picture)
     preset = Preset(**settings)
     if made["role"] == "reconstruction":
-        return _inversion(model, source, made, preset).reconstruct().image
+        return diagnosis_of(_inversion(model, source, made, preset)).reconstruction.image
     if source is None:
         source = _inversion(model, source, made, preset)
     result = rectiflow.edit(

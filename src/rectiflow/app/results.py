@@ -12,7 +12,7 @@ from PIL import Image
 from rectiflow.app import options, record
 
 if TYPE_CHECKING:
-    from rectiflow.invert import Inversion, Preset, Reconstruction
+    from rectiflow.invert import Diagnosis, Inversion, Preset
     from rectiflow.models.base import FlowModel
     from rectiflow.steer import EditResult
 
@@ -57,6 +57,7 @@ def about(
         "source_hash": source_hash(image, picture),
         "mask": None if mask is None else str(mask.resolve()),
         "mask_hash": None if mask is None else record.file_hash(mask),
+        "nfe": result.nfe,
     }
 
 
@@ -67,10 +68,8 @@ def source_hash(image: Path | None, picture: Image.Image | None) -> str | None:
     return None if image is None else record.file_hash(image)
 
 
-def write_pictures(
-    folder: Path, result: EditResult, exact: Reconstruction, made: dict[str, Any]
-) -> list[str]:
-    """Write source, reconstruction and edits; the names of the edits."""
+def write_pictures(folder: Path, result: EditResult, made: dict[str, Any]) -> list[str]:
+    """Write the source, the reconstruction if there is one, and edits; the names of the edits."""
     from rectiflow.report import save_png
 
     inversion = result.inversion
@@ -90,7 +89,9 @@ def write_pictures(
             "width": result.source.width,
         }
     save_png(result.source, folder / "source.png", about_source)
-    save_png(exact.image, folder / "reconstruction.png", made | {"role": "reconstruction"})
+    if result.diagnosis is not None:
+        back = result.diagnosis.reconstruction.image
+        save_png(back, folder / "reconstruction.png", made | {"role": "reconstruction"})
     names = []
     for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True), 1):
         names.append(f"edit-{number}.png")
@@ -100,18 +101,11 @@ def write_pictures(
 
 
 def as_data(
-    result: EditResult,
-    exact: Reconstruction,
-    plain: Reconstruction | None,
-    made: dict[str, Any],
-    images: list[str],
-    warnings: list[str],
+    result: EditResult, made: dict[str, Any], images: list[str], warnings: list[str]
 ) -> dict[str, Any]:
     """The JSON of an edit; a PSNR of equal pictures is infinite, which JSON writes as null."""
-    from rectiflow.report.pictures import psnr
-
-    inversion, count = result.inversion, len(result.images)
-    codec = inversion.images(inversion.latents)[0]
+    inversion, diagnosis, count = result.inversion, result.diagnosis, len(result.images)
+    known = inversion if diagnosis is None else diagnosis.inversion
     shown = ("source_prompt", "negative_prompt", "seed", "source", "mask", "mask_grow",
              "mask_blur", "paste_back", "windows")  # fmt: skip
     return {
@@ -120,13 +114,9 @@ def as_data(
         "settings": made["settings"]
         | {key: made[key] for key in (*shown, "dtype", "device", "weight_hash")},
         "mask": result.mask_kind,
-        "inversion": inversion_data(inversion) | {"compensation": float(exact.compensation.max())},
-        "reconstruction": {
-            "max_abs_latent": exact.max_abs_latent,
-            "uncompensated_psnr": None if plain is None else psnr(plain.image, codec),
-            "psnr": psnr(exact.image, result.source),
-            "psnr_codec": psnr(codec, result.source),
-        },
+        "inversion": inversion_data(known, diagnosis)
+        | {"nfe": inversion.nfe, "seconds": inversion.seconds},
+        **({} if diagnosis is None else {"reconstruction": returned(diagnosis, result.source)}),
         "edits": [
             {
                 "prompt": prompt,
@@ -137,40 +127,60 @@ def as_data(
             for prompt, image in zip(result.prompts, images, strict=True)
         ],
         "nfe": result.nfe,
-        "seconds": inversion.seconds + result.edit_seconds,
+        "seconds": result.seconds["total"],
         "report": "report.html",
         "warnings": warnings,
     }
 
 
-def inversion_data(inversion: Inversion) -> dict[str, Any]:
-    """What an inversion cost and how good it is."""
+def inversion_data(inversion: Inversion, diagnosis: Diagnosis | None = None) -> dict[str, Any]:
+    """What an inversion cost, and what is known of how good it is."""
     noise = inversion.noise_statistics
-    return {
+    found: dict[str, Any] = {
         "nfe": inversion.nfe,
         "seconds": inversion.seconds,
         "noise": None if noise is None else dataclasses.asdict(noise),
         "residual": inversion.residual,
     }
+    if diagnosis is not None:
+        found["compensation"] = float(diagnosis.reconstruction.compensation.max())
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def returned(diagnosis: Diagnosis, source: Image.Image) -> dict[str, float]:
+    """How well a picture came back, in JSON."""
+    from rectiflow.report.pictures import psnr
+
+    exact, inversion = diagnosis.reconstruction, diagnosis.inversion
+    codec = inversion.images(inversion.latents)[0]
+    return {
+        "max_abs_latent": exact.max_abs_latent,
+        "uncompensated_psnr": psnr(diagnosis.uncompensated.image, codec),
+        "psnr": psnr(exact.image, source),
+        "psnr_codec": psnr(codec, source),
+    }
 
 
 def summary(data: dict[str, Any], folder: Path) -> str:
     """An edit in a few lines."""
-    nfe, kept = data["nfe"], data["reconstruction"]
     lines = [f"{folder / edit['image']}: {edit['prompt']}" for edit in data["edits"]]
-    lines += [
-        f"{nfe['total']} network samples ({nfe['inversion']} to invert, {nfe['editing']} to edit) "
-        f"in {data['seconds']:.1f} s",
-        f"source reconstructed: {_decibels(kept['psnr'])} (codec alone: "
-        f"{_decibels(kept['psnr_codec'])}{_without_compensation(kept['uncompensated_psnr'])})",
-        f"report: {folder / data['report']}",
-    ]
+    lines.append(f"{samples(data['nfe'])} in {data['seconds']:.1f} s")
+    if (kept := data.get("reconstruction")) is not None:
+        lines.append(
+            f"source reconstructed: {_decibels(kept['psnr'])} (codec alone: "
+            f"{_decibels(kept['psnr_codec'])}; without compensation "
+            f"{_decibels(kept['uncompensated_psnr'])} to the codec's)"
+        )
+    lines.append(f"report: {folder / data['report']}")
     return "\n".join(lines)
 
 
-def _without_compensation(psnr: float | None) -> str:
-    """Nothing where the path is no inversion."""
-    return "" if psnr is None else f"; without compensation {_decibels(psnr)} to the codec's"
+def samples(nfe: dict[str, int]) -> str:
+    """How many network samples were spent, and on what."""
+    from rectiflow.report import words
+
+    parts = words.samples(**{name: count for name, count in nfe.items() if name != "total"})
+    return f"{nfe['total']} network samples" + (f" ({parts})" if parts else "")
 
 
 def _decibels(psnr: float) -> str:

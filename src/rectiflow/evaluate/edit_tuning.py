@@ -42,9 +42,9 @@ PLAIN = {"guidance_scale": 1.0}
 FLOWEDIT = PLAIN | {"source_guidance_scale": 1.0, "num_inference_steps": 30}
 
 CANDIDATES: dict[str, list[Overrides]] = {
-    "exact": _grid(attention_ratio=(0.15, 0.25, 0.3))
+    "exact": _grid(attention_ratio=(0.2, 0.35, 0.4))
     + _grid(adaln_ratio=(0.0, 0.15))
-    + [{"features": ("key", "value")}, {"first_site": 0.5}, {"guidance_scale": 1.25}],
+    + [{"features": ("value",)}, {"first_site": 0.5}, {"guidance_scale": 1.25}],
     "fast": _grid(attention_ratio=(0.15, 0.25, 0.3))
     + _grid(adaln_ratio=(0.0, 0.15))
     + [{"features": ("key", "value")}, {"first_site": 0.5}, {"guidance_scale": 1.25}],

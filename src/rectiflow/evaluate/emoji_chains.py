@@ -73,7 +73,7 @@ def sample_chain(seed: int, kinds: Sequence[str] = KINDS) -> ChainCase:
 
 def measure_chains(
     model: FlowModel,
-    preset: str | Preset = "exact",
+    preset: str | Preset | None = None,
     *,
     limit: int = 24,
     first_seed: int = REPORTED_SEED,
@@ -83,7 +83,7 @@ def measure_chains(
 
     Args:
         model: of the emoji world.
-        preset: a name of `PRESETS` or a `Preset`.
+        preset: as `edit_chain` takes it.
         limit: how many chains.
         first_seed: of the first chain; the others count on from it.
         **settings: fields of the preset to replace.

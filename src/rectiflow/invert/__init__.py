@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rectiflow.invert.ddim import ddim_inversion, ddim_step
+from rectiflow.invert.diagnosis import Diagnosis, diagnosis_of
 from rectiflow.invert.euler import euler_inversion
 from rectiflow.invert.fixed_point import fixed_point_inversion
 from rectiflow.invert.inverting import from_latents, from_seed, invert
@@ -14,12 +15,14 @@ from rectiflow.invert.trajectory import Inversion, Reconstruction
 __all__ = [
     "PRESETS",
     "SCHEMES",
+    "Diagnosis",
     "Inversion",
     "InversionResult",
     "Preset",
     "Reconstruction",
     "ddim_inversion",
     "ddim_step",
+    "diagnosis_of",
     "euler_inversion",
     "fixed_point_inversion",
     "from_latents",

@@ -6,7 +6,6 @@ in the last evaluation of each inversion step. Kept from there, it need not be c
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -257,8 +256,7 @@ def kept_bytes(model: FlowModel, preset: Preset, height: int, width: int) -> int
         width: likewise.
     """
     steps = active_steps(preset.strength, preset.num_inference_steps)
-    along = "two_branch" if preset.method == "renoised" else preset.method
-    wanted = wanted_features(model, dataclasses.replace(preset, method=along), steps)
+    wanted = wanted_features(model, preset, steps)
     _, h, w = model.latent_shape(height, width)
     text = model.tokenize("")[-1].stop
     return recorded_bytes(model, wanted, h * w // model.patch**2, text)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rectiflow.errors import WorkError
 from rectiflow.flow.grid import active_steps, make_grid
 from rectiflow.invert.features import FeatureStore, RecordingField, wanted_features
-from rectiflow.invert.presets import Preset, get_preset
+from rectiflow.invert.presets import INVERSION_PRESET, Preset, get_preset
 from rectiflow.invert.result import InversionResult
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.invert.trajectory import Inversion
@@ -32,7 +32,7 @@ def invert(
     image: str | Path | Image.Image,
     source_prompt: str | None = None,
     *,
-    preset: str | Preset = "exact",
+    preset: str | Preset = INVERSION_PRESET,
     **settings: Any,
 ) -> Inversion:
     """Find the noise from which the model would generate an image under a prompt.
@@ -66,7 +66,7 @@ def from_latents(
     restore: Restore,
     source_prompt: str | None = None,
     *,
-    preset: str | Preset = "exact",
+    preset: str | Preset = INVERSION_PRESET,
     **settings: Any,
 ) -> Inversion:
     """Invert latents, such as an edit's, which then need not go through the codec again.
@@ -165,7 +165,7 @@ def from_seed(
     source_prompt: str,
     seed: int,
     *,
-    preset: str | Preset = "exact",
+    preset: str | Preset = INVERSION_PRESET,
     guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,

@@ -25,7 +25,7 @@ SchemeName = Literal[
     "interpolation",
     "renoising",
 ]
-MethodName = Literal["two_branch", "renoised", "uni_edit", "flow_edit", "dna_edit", "rf_inversion"]
+MethodName = Literal["two_branch", "uni_edit", "flow_edit", "dna_edit", "rf_inversion"]
 Compensate = Literal["source", "both", "none"]
 Inject = Literal["image", "all"]
 Feature = Literal["query", "key", "value"]
@@ -66,7 +66,6 @@ CONTROL_FIELDS = (
 )
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "two_branch": CONTROL_FIELDS,
-    "renoised": (*CONTROL_FIELDS, "noise_seed"),
     "uni_edit": ("omega",),
     "flow_edit": ("noise_seed", "n_avg", "n_min", "source_guidance_scale"),
     "dna_edit": ("eta",),
@@ -216,6 +215,7 @@ class Preset:
         _check_choice("source_features", self.source_features, ("recompute", "inversion"))
         _check_choice("keep_features", self.keep_features, ("memory", "cpu", "disk"))
         _check_choice("mask_from", self.mask_from, ("velocity", "attention"))
+        self.check_path_is_read()
         if self.mask_from == "attention" and not self.mask_threshold:
             raise InputError("mask_from is 'attention' without a mask_threshold: give one above 0")
         for feature in self.features:
@@ -239,6 +239,23 @@ class Preset:
             raise InputError(
                 "inversion_prompt is 'empty', and the source's velocities of dna_edit are those "
                 "of the inversion: invert under the source prompt"
+            )
+
+    def check_path_is_read(self) -> None:
+        """Refuse a scheme that would be paid for a path the method makes no use of.
+
+        Raises:
+            InputError: says which scheme or method to take.
+        """
+        if self.method == "flow_edit" and self.scheme != "interpolation":
+            raise InputError(
+                f"the method flow_edit makes no use of an inversion (scheme {self.scheme}): give "
+                "it the picture, and the scheme interpolation"
+            )
+        if self.scheme == "renoising" and self.method != "two_branch":
+            raise InputError(
+                f"the method {self.method} begins at a noise, to which the scheme renoising does "
+                "not lead: take another scheme, or the method two_branch"
             )
 
     def check_used(self, names: Sequence[str] | dict[str, Any]) -> None:

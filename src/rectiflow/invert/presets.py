@@ -8,6 +8,8 @@ from rectiflow.errors import InputError
 from rectiflow.invert.preset import INVERSION_SETTINGS, Compensate, Feature, Inject, Preset
 
 __all__ = [
+    "DEFAULT_PRESET",
+    "INVERSION_PRESET",
     "INVERSION_SETTINGS",
     "PRESETS",
     "Compensate",
@@ -20,17 +22,13 @@ __all__ = [
 
 FTEDIT = "Unveil Inversion and Invariance in Flow Transformer for Versatile Image Editing (FTEdit)"
 
+DEFAULT_PRESET = "fast"
+"""Of an edit: the best measured, and nothing is paid that it does not use."""
+INVERSION_PRESET = "exact"
+"""Of an inversion by itself, where the noise of the image is what is asked for."""
+
 PRESETS: dict[str, Preset] = {
-    # Settings chosen on the tuning seeds (docs/editing.md).
-    "exact": Preset(
-        reference=f"{FTEDIT}, on paths renoised as in FlowEdit, inverted as in DirectEdit",
-        scheme="query_offset",
-        method="renoised",
-        source_features="inversion",
-        compensate="both",
-        adaln_ratio=0.07,
-        attention_ratio=0.2,
-    ),
+    # Settings of both chosen on the tuning seeds (docs/editing.md).
     "fast": Preset(
         reference=f"{FTEDIT}, on paths renoised as in FlowEdit",
         scheme="renoising",
@@ -38,6 +36,15 @@ PRESETS: dict[str, Preset] = {
         compensate="both",
         adaln_ratio=0.07,
         attention_ratio=0.2,
+    ),
+    "exact": Preset(
+        reference=f"{FTEDIT}, its controls after DirectEdit's inversion, without compensation",
+        scheme="query_offset",
+        source_features="inversion",
+        compensate="none",
+        adaln_ratio=0.07,
+        attention_ratio=0.3,
+        features=("key", "value"),
     ),
     "ftedit": Preset(
         reference=f"{FTEDIT}, the benchmark script",
@@ -215,5 +222,5 @@ def method_name(preset: Preset, name: str | None = None) -> str:
     """
     if name is None:
         known = (n for n, other in PRESETS.items() if other.reference == preset.reference)
-        name = next(known, "exact")
+        name = next(known, DEFAULT_PRESET)
     return name if PRESETS.get(name) == preset else f"{name}, changed"

@@ -9,9 +9,12 @@ Written so, it takes controls, kept features and masks like any other path.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
+from rectiflow.flow.grid import active_steps
 from rectiflow.flow.solver import Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -29,15 +32,22 @@ class Renoising(Scheme):
     def invert(
         self, velocity: Velocity, x_1: Tensor, grid: Tensor, preset: Preset, noise: Tensor | None
     ) -> InversionResult:
-        """Noise the image for each step, and ask the field there.
+        """Noise the image for each step, and ask the field there, if an edit will use the answer.
 
-        Under guidance the source's velocity is wanted under guidance too, and an edit asks for it
-        beside the target's: then nothing is asked here.
+        All steps are asked where the edit shares their compensation and keeps what is found, those
+        whose features it injects where it keeps these alone. None is where the source runs beside
+        the target anyway: because nothing is kept, or the velocity is wanted under guidance.
         """
         assert noise is not None
         states = [torch.lerp(noise[step], x_1, t) for step, t in enumerate(grid[:-1])]
-        reversed_path = [x_1, *states[::-1]]
-        if max(preset.guidance_scale, preset.true_cfg_scale) > 1:
-            return InversionResult.unsolved(reversed_path, evaluations=0)
-        asked = [velocity(x, grid[step], step) for step, x in enumerate(states)]
-        return InversionResult.unsolved(reversed_path, velocities=torch.stack(asked))
+        path = InversionResult.unsolved([x_1, *states[::-1]], evaluations=0)
+        asked = len(states)
+        if preset.compensate != "both":
+            asked = active_steps(max(preset.adaln_ratio, preset.attention_ratio), len(states))
+        guided = max(preset.guidance_scale, preset.true_cfg_scale) > 1
+        if guided or preset.source_features != "inversion":
+            asked = 0
+        found = [velocity(x, grid[step], step) for step, x in enumerate(states[:asked])]
+        path.evaluations[:asked] = 1
+        known = torch.stack(found) if asked == len(states) else None
+        return dataclasses.replace(path, velocities=known)

@@ -82,8 +82,9 @@ class Inversion:
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """How far each step is from its exact inverse, relative to the state; NaN if unknown."""
-        return tuple(self.path.residuals[:, 0].tolist())
+        """How far each step is from its exact inverse, relative to the state; empty if unknown."""
+        known = self.path.residuals[:, 0]
+        return () if known.isnan().any() else tuple(known.tolist())
 
     @property
     def noise(self) -> Tensor:
@@ -113,9 +114,9 @@ class Inversion:
         return SCHEMES[self.preset.scheme].inverts
 
     @property
-    def residual(self) -> float:
-        """The largest residual of any step; NaN where it is unknown."""
-        return max(self.residuals)
+    def residual(self) -> float | None:
+        """The largest residual of any step; None if unknown."""
+        return max(self.residuals, default=None)
 
     def images(self, latents: Tensor) -> list[Image.Image]:
         """Decode latents ``[B, C, h, w]`` at the source's size."""

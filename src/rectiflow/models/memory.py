@@ -146,7 +146,7 @@ def explanation(model: FlowModel, device: torch.device) -> str:
         device: Where there was too little.
     """
     weights = {name: _bytes(module) for name, module in model.modules.items()}
-    free, total = _memory(device)
+    free, total = free_memory(device)
     remedies = [] if model.dtype.itemsize < 4 else ["--dtype bfloat16"]
     if device.type != "cpu":
         used = offload_of(model)
@@ -171,8 +171,8 @@ def offload_of(model: FlowModel) -> Offload:
     return "sequential" if any(p.is_meta for p in model.network.parameters()) else "none"
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes."""
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a device."""
     if device.type == "cpu":
         memory = psutil.virtual_memory()
         return memory.available, memory.total

@@ -89,7 +89,7 @@ class EditReport:
     source_prompt: str | None = None
     """None or empty: it was not given, and the page says so."""
     reconstruction: Image.Image | None = None
-    """The source replayed from its noise; None for a generated source."""
+    """The source replayed from its noise, if that was asked for."""
     uncompensated: Image.Image | None = None
     """The same without the velocity compensation."""
     codec: Image.Image | None = None
@@ -100,12 +100,13 @@ class EditReport:
     times: Sequence[float] = ()
     """The grid t_0 < … < t_N, 0 noise and 1 image."""
     residuals: Sequence[float] = ()
-    """[N] relative residual of each inversion step."""
+    """[N] relative residual of each inversion step; empty where the scheme does not know it."""
     compensation: Sequence[float] = ()
-    """[N] ‖c_i‖ / ‖v_i‖ of each step."""
+    """[N] ‖c_i‖ / ‖v_i‖ of each step of the reconstruction."""
     noise: Noise | None = None
     nfe_inversion: int = 0
     nfe_editing: int = 0
+    nfe_reconstruction: int = 0
     seconds_inversion: float | None = None
     seconds: float | None = None
     """Of everything."""
@@ -142,7 +143,7 @@ class EditReport:
     @property
     def nfe(self) -> int:
         """Network samples of everything."""
-        return self.nfe_inversion + self.nfe_editing
+        return self.nfe_inversion + self.nfe_editing + self.nfe_reconstruction
 
 
 def write_edit_report(report: EditReport, path: str | PathLike[str]) -> Path:

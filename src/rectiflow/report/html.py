@@ -99,6 +99,9 @@ def _view(report: EditReport, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "data": report,
+        "nfe_parts": words.samples(
+            report.nfe_inversion, report.nfe_editing, report.nfe_reconstruction
+        ),
         "prompt": prompt,
         "ratio": report.source.width / report.source.height,
         "source": picture(

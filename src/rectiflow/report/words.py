@@ -42,6 +42,24 @@ def decibels(value: float) -> str:
     return "∞ (identical)" if value == math.inf else f"{value:.1f} dB".replace("-", "−")
 
 
+def samples(
+    inversion: int = 0, editing: int = 0, reconstruction: int = 0, one_shot: int = 0
+) -> str:
+    """What network samples went to; what took none is left out.
+
+    Example:
+        >>> samples(30, 30), samples(editing=30, reconstruction=90)
+        ('30 inverting, 30 editing', '30 editing, 90 reconstructing')
+    """
+    parts = {
+        "inverting": inversion,
+        "editing": editing,
+        "reconstructing": reconstruction,
+        "to compare with one shot": one_shot,
+    }
+    return ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+
+
 def duration(seconds: float) -> str:
     """A time span.
 

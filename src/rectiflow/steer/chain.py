@@ -6,6 +6,7 @@ against editing the original straight to the same prompt is its drift.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Turn:
     returns: bool
     """Whether the prompt is the one the chain began with."""
     nfe: dict[str, int]
-    """Network samples: of this turn's inversion, of its editing, and of both."""
+    """Network samples of this turn, as `EditResult.nfe` has them."""
     seconds: float
     one_shot: Image.Image | None = None
     """The original edited straight to this prompt."""
@@ -101,9 +102,11 @@ class ChainResult:
 
     @property
     def nfe(self) -> dict[str, int]:
-        """Network samples: of the turns, of the one-shot edits, and of both."""
-        turns = sum(turn.nfe["total"] for turn in self.turns)
-        return {"turns": turns, "one_shot": self.one_shot_nfe, "total": turns + self.one_shot_nfe}
+        """Network samples: those of all turns, as `EditResult.nfe` has them, and ``one_shot``."""
+        parts = ("inversion", "editing", "reconstruction")
+        spent = {part: sum(turn.nfe[part] for turn in self.turns) for part in parts}
+        spent["one_shot"] = self.one_shot_nfe
+        return spent | {"total": sum(spent.values())}
 
     @property
     def seconds(self) -> float:
@@ -133,7 +136,7 @@ def edit_chain(
     *,
     prompts: Sequence[str],
     negative_prompt: str | None = None,
-    preset: str | Preset = "exact",
+    preset: str | Preset | None = None,
     mask: str | Path | Image.Image | None = None,
     seed: int | None = None,
     one_shot: bool = True,
@@ -150,7 +153,7 @@ def edit_chain(
         prompts: what the image shows now, then a prompt per turn; the first again at the end shows
             whether a chain comes back.
         negative_prompt: as `edit` takes it, of every turn.
-        preset: a name of `PRESETS` or a `Preset`.
+        preset: as `edit` takes it.
         mask: as `edit` takes it, of every turn.
         seed: instead of an image: edit what the model generates from this seed and the first
             prompt.
@@ -180,11 +183,12 @@ def edit_chain(
     extra = 0
     known = list(targets) or [None] * len(rest)
     for before, prompt, target in zip([first, *rest], rest, known, strict=False):
-        if turns:
+        if turns:  # each pays for an inversion of its own
             inversion = from_latents(
                 model, turns[-1].latents, original.restore, before, preset=chosen
             )
             result = again(inversion, prompts=prompt, preset=chosen)
+            result = dataclasses.replace(result, reused=False)
             new = [text for text in result.warnings if text not in warnings]
             warnings += [f"Turn {len(turns) + 1}: {text}" for text in new]
         if one_shot and prompt not in straight:
@@ -201,7 +205,7 @@ def edit_chain(
                 max_abs_latent=(result.latents - original.latents).abs().max().item(),
                 returns=prompt == first,
                 nfe=result.nfe,
-                seconds=result.inversion.seconds + result.edit_seconds,
+                seconds=result.seconds["total"],
                 one_shot=other,
                 one_shot_distances=None
                 if other is None

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.invert.diagnosis import Diagnosis, diagnosis_of
 from rectiflow.invert.features import check_controls
 from rectiflow.invert.preset import METHOD_FIELDS
-from rectiflow.invert.presets import Preset, get_preset, method_name
-from rectiflow.invert.trajectory import Inversion, Reconstruction
+from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset, method_name
+from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image
 from rectiflow.models.prompts import as_prompts
@@ -37,7 +38,7 @@ from rectiflow.steer.masks import (
 )
 from rectiflow.steer.source import check_reuse, inverted, prompt_of, source_size
 from rectiflow.steer.task import EditTask, StepCallback
-from rectiflow.steer.warnings import edit_warnings
+from rectiflow.steer.warnings import edit_warnings, unknown_image
 from rectiflow.steer.windows import check_windows, word_steps
 
 MaskKind = Literal["none", "given", "velocity", "attention"]
@@ -69,22 +70,38 @@ class EditResult:
     edit_nfe: int
     """Network samples of the editing alone."""
     edit_seconds: float
+    reused: bool
+    """Whether `inversion` was given, so that this edit has not paid for it."""
+    diagnosis: Diagnosis | None = field(repr=False)
+    """If it was asked for."""
     warnings: list[str]
 
     @property
     def nfe(self) -> dict[str, int]:
-        """Network samples: of the inversion, of editing, and of both."""
-        inversion = self.inversion.nfe
-        return {
-            "inversion": inversion,
+        """Network samples that this edit has spent: an inversion that was given costs it none.
+
+        ``inversion``, ``editing``, ``reconstruction`` (what the diagnosis took) and ``total``.
+        """
+        spent = {
+            "inversion": 0 if self.reused else self.inversion.nfe,
             "editing": self.edit_nfe,
-            "total": inversion + self.edit_nfe,
+            "reconstruction": self.diagnosis.nfe if self.diagnosis else 0,
         }
+        return spent | {"total": sum(spent.values())}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Likewise."""
+        spent = {
+            "inversion": 0.0 if self.reused else self.inversion.seconds,
+            "editing": self.edit_seconds,
+            "reconstruction": self.diagnosis.seconds if self.diagnosis else 0.0,
+        }
+        return spent | {"total": sum(spent.values())}
 
     def edit_report(
         self,
         *,
-        reconstruction: tuple[Reconstruction, Reconstruction | None] | None = None,
         command: str = "",
         title: str = "Edit",
         kind: str = "",
@@ -94,7 +111,6 @@ class EditResult:
         """This result as the plain data of a report.
 
         Args:
-            reconstruction: with and without compensation; computed when None.
             command: what made it.
             title: heading of the page.
             kind: what sort of edit it is, when that is known.
@@ -102,10 +118,15 @@ class EditResult:
             environment: where and when it was made.
         """
         inversion = self.inversion
-        if reconstruction is None:
-            plain = inversion.reconstruct(False) if inversion.inverted else None
-            reconstruction = inversion.reconstruct(), plain
-        exact, plain = reconstruction
+        returned: dict[str, Any] = {}
+        if self.diagnosis is not None:
+            inversion, exact = self.diagnosis.inversion, self.diagnosis.reconstruction
+            returned = {
+                "reconstruction": exact.image,
+                "uncompensated": self.diagnosis.uncompensated.image,
+                "codec": inversion.images(inversion.latents)[0],
+                "compensation": exact.compensation.tolist(),
+            }
         known = list(targets) or [None] * len(self.images)
         masks: list[Image.Image | None] = [*self.masks] or [None] * len(self.images)
         entries = [
@@ -139,26 +160,24 @@ class EditResult:
             source=self.source,
             edits=entries,
             source_prompt=inversion.source_prompt,
-            reconstruction=exact.image,
-            uncompensated=None if plain is None else plain.image,
-            codec=inversion.images(inversion.latents)[0],
             settings=dataclasses.asdict(self.preset)
             | {"mask": self.mask_kind, "paste_back": self.paste_back}
             | ({"windows": dict(self.windows)} if self.windows else {}),
             command=command,
             times=inversion.grid.tolist(),
             residuals=inversion.residuals,
-            compensation=exact.compensation.tolist(),
             noise=None
             if noise is None
             else Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
-            nfe_inversion=inversion.nfe,
-            nfe_editing=self.edit_nfe,
-            seconds_inversion=inversion.seconds,
-            seconds=inversion.seconds + self.edit_seconds,
+            nfe_inversion=self.nfe["inversion"],
+            nfe_editing=self.nfe["editing"],
+            nfe_reconstruction=self.nfe["reconstruction"],
+            seconds_inversion=self.seconds["inversion"],
+            seconds=self.seconds["total"],
             warnings=self.warnings,
             environment=environment or {},
             kind=kind,
+            **returned,
         )
 
 
@@ -169,13 +188,14 @@ def edit(
     prompts: str | Sequence[str],
     source_prompt: str | None = None,
     negative_prompt: str | None = None,
-    preset: str | Preset = "exact",
+    preset: str | Preset | None = None,
     mask: str | Path | Image.Image | None = None,
     mask_grow: int = 0,
     mask_blur: float = 0.0,
     paste_back: bool = False,
     windows: Mapping[str, float] | None = None,
     seed: int | None = None,
+    diagnose: bool = False,
     callback_on_step_end: StepCallback | None = None,
     **settings: Any,
 ) -> EditResult:
@@ -188,7 +208,8 @@ def edit(
         prompts: what the image should show instead; each gives one result.
         source_prompt: what it shows now; the empty prompt when None.
         negative_prompt: what guidance pushes away from; has no effect without guidance.
-        preset: a name of `PRESETS` or a `Preset`.
+        preset: a name of `PRESETS` or a `Preset`; when None, that of the `Inversion` that is
+            given, else `DEFAULT_PRESET`.
         mask: white where the edit may change the picture, grey where it may somewhat; of the
             picture's size. Without one, ``mask_threshold`` derives one.
         mask_grow: pixels by which the white of `mask` spreads.
@@ -199,6 +220,8 @@ def edit(
             held to what it is in the source; `adaln_ratio` for all others.
         seed: instead of an image: edit what the model generates from this seed and
             `source_prompt`, under its own guidance unless ``guidance_scale`` is given too.
+        diagnose: also take the image to its noise and back, with and without compensation
+            (`EditResult.diagnosis`): as many network samples again, and counted.
         callback_on_step_end: called after each step of the editing.
         **settings: fields of the preset to replace, such as ``guidance_scale=2.0``.
 
@@ -206,11 +229,15 @@ def edit(
         InputError: an image, prompt or setting is wrong.
         WorkError: the network returned something that is not a number.
     """
+    reused = isinstance(image, Inversion)
+    if preset is None:
+        preset = image.preset if isinstance(image, Inversion) else DEFAULT_PRESET
     chosen = get_preset(preset, **settings)
     if isinstance(image, Inversion):
         check_reuse(image, model, source_prompt, settings)
         chosen = chosen.inverted_as(image.preset)
         chosen.check_inversion_prompt()
+        chosen.check_path_is_read()
     targets = as_prompts(prompts)
     # Whatever is wrong is found before the work.
     check_controls(model, chosen, windows=bool(windows))
@@ -269,6 +296,10 @@ def edit(
     if paste_back:
         pairs = zip(images, masks, strict=True)
         images = [pasted(image, source, mask) for image, mask in pairs]
+    seconds = time.perf_counter() - started
+    diagnosis = diagnosis_of(inversion) if diagnose else None
+    if diagnosis is not None and diagnosis.inversion is not inversion:
+        warnings += unknown_image(diagnosis.inversion)
     return EditResult(
         images=images,
         prompts=targets,
@@ -283,7 +314,9 @@ def edit(
         paste_back=paste_back,
         windows=dict(windows or {}),
         edit_nfe=edited.nfe,
-        edit_seconds=time.perf_counter() - started,
+        edit_seconds=seconds,
+        reused=reused,
+        diagnosis=diagnosis,
         warnings=warnings,
     )
 

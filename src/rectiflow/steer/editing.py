@@ -9,7 +9,6 @@ from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.steer.dna_edit import dna_edit
 from rectiflow.steer.flow_edit import flow_edit
-from rectiflow.steer.renoised import renoised
 from rectiflow.steer.rf_inversion import rf_inversion
 from rectiflow.steer.task import Edited, EditTask, Method, StepCallback
 from rectiflow.steer.two_branch import two_branch
@@ -17,7 +16,6 @@ from rectiflow.steer.uni_edit import uni_edit
 
 METHODS: dict[str, Method] = {
     "two_branch": two_branch,
-    "renoised": renoised,
     "uni_edit": uni_edit,
     "flow_edit": flow_edit,
     "dna_edit": dna_edit,

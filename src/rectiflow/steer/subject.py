@@ -42,7 +42,7 @@ class ConsistentResult:
     @property
     def nfe(self) -> int:
         """Network samples of all pictures."""
-        return self.edit.nfe["total"]
+        return self.edit.inversion.nfe + self.edit.nfe["total"]
 
     @property
     def warnings(self) -> list[str]:
