@@ -170,7 +170,7 @@ def generate(
         loaded = model.load()
         about = _about(loaded, prompts[0], negative, steps, guidance, solver, height, width)
         if negative and (loaded.guidance_embeds or about["guidance_scale"] <= 1):
-            terminal.warn("the negative prompt has no effect without classifier-free guidance")
+            terminal.warn("the negative prompt has no effect without guidance")
         if film is not None:
             paint_walk(loaded, about, film, terminal)
             return
