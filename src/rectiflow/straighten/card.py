@@ -44,7 +44,7 @@ def write_card(
         arguments["sigmas"] = f"[1 - i / {steps} for i in range({steps})]"
     few = made_for_few_steps(record.get("config", {}))
     text = (
-        _environment()
+        environment()
         .get_template("card.md.j2")
         .render(
             front=dump_yaml(_front(model, record)),
@@ -197,7 +197,8 @@ def _first_timestep(model: FlowModel) -> int | None:
     return None if total is None or model.family in ("sd3", "flux", "qwen-image") else total - 1
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where templates of Markdown are found, beside this file."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,

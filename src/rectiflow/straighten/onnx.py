@@ -2,7 +2,8 @@
 
 `text_encoder.onnx` turns token ids into what the network looks up, `denoiser.onnx` noise into
 latents in one step, the Euler update and the scales of the path included, and `decoder.onnx`
-latents into pixels in [0, 1]. Any batch size goes through; the picture's size is fixed.
+latents into pixels in [0, 1]. Any batch size goes through, and pictures of any height and width
+that the U-Net's levels divide.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from rectiflow.flow.path import convert
 from rectiflow.models.base import FlowModel
 from rectiflow.models.lora import merge_loras
 from rectiflow.models.unet import UNetModel
+from rectiflow.straighten.card import CARD, PROMPT, environment
+from rectiflow.straighten.export import name_of
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3
 """By how much onnxruntime's outputs may differ from PyTorch's, relative to the largest."""
 MOST_IN_ONE_FILE = 3 * 2**29
 """Bytes of weights; protobuf allows less than 2 GiB, and beyond this they go to `….onnx.data`."""
-PROMPT = "a red apple on a white background"
 
 
 def check_onnx(model: FlowModel | None = None) -> None:
@@ -59,7 +61,7 @@ def export_onnx(model: FlowModel, folder: Path) -> list[Path]:
 
     Args:
         model: Of the Stable Diffusion family; on the CPU.
-        folder: For the files; replaced whole.
+        folder: For the files, in the model's own; replaced whole. A README.md says how to run them.
 
     Returns:
         The files: `text_encoder.onnx` (`input_ids`, for SDXL `input_ids_2` too -> `embeds`, for
@@ -80,6 +82,7 @@ def export_onnx(model: FlowModel, folder: Path) -> list[Path]:
             for part in _parts(model):
                 part.write(temporary)
                 part.check(temporary)
+        (temporary / CARD).write_text(_usage(model, folder), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -128,16 +131,20 @@ class OneStep(nn.Module):
         self.timestep = float(model.num_train_timesteps - 1)  # of `student_grid(1)`
         self.scale, self.alpha, self.beta = coefficients(model)
         self.xl = model.family == "sdxl"
-        side = model.default_size
-        self.sizes = [float(number) for number in (side, side, 0, 0, side, side)]
+        self.factor = model.factor
         self.register_buffer("guidance", _guidance(model), persistent=False)
 
     def forward(self, noise: Tensor, embeds: Tensor, pooled: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] of noise [B, C, h, w] and embeddings."""
         more: dict[str, Any] = {}
         if self.xl:
-            sizes = torch.tensor([self.sizes]).expand(noise.shape[0], -1)
-            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+            height, width = (self.factor * side for side in noise.shape[-2:])
+            ones = torch.ones(noise.shape[0])
+            sizes = [height * ones, width * ones, 0 * ones, 0 * ones, height * ones, width * ones]
+            more["added_cond_kwargs"] = {
+                "text_embeds": pooled,
+                "time_ids": torch.stack(sizes, dim=1),
+            }
         if self.guidance is not None:
             more["timestep_cond"] = self.guidance
         timestep = torch.tensor(self.timestep)
@@ -215,13 +222,18 @@ class _Part:
         module: nn.Module,
         inputs: dict[str, Tensor],
         outputs: tuple[str, ...],
+        multiple: int = 1,
     ) -> None:
         self.name, self.module, self.inputs, self.outputs = name, module.eval(), inputs, outputs
+        self.multiple = multiple
+        """Of which height and width of a picture-like input are to be multiples."""
         self.bytes = sum(weight.nbytes for weight in module.state_dict().values())
 
     def write(self, folder: Path) -> None:
         batch = torch.export.Dim("batch", min=1, max=1024)
-        shapes = tuple({0: batch} for _ in self.inputs)
+        height, width = (torch.export.Dim(name, min=1, max=1024) for name in ("height", "width"))
+        sides = {2: self.multiple * height, 3: self.multiple * width}
+        shapes = tuple({0: batch} | (sides if x.ndim == 4 else {}) for x in self.inputs.values())
         torch.onnx.export(
             self.module,
             tuple(self.inputs.values()),
@@ -235,7 +247,7 @@ class _Part:
         )
 
     def check(self, folder: Path) -> None:
-        """Run the file on batches of 1 and 2, and compare."""
+        """Run the file on batches of 1 and 2, the one higher and the other wider, and compare."""
         import onnxruntime
 
         runtime = onnxruntime.InferenceSession(
@@ -243,6 +255,9 @@ class _Part:
         )
         for count in (1, 2):
             rows = {name: value[:count] for name, value in self.inputs.items()}
+            if count == 1:
+                turned = {name: x.mT.contiguous() for name, x in rows.items() if x.ndim == 4}
+                rows |= turned
             expected = self.module(*rows.values())
             expected = expected if isinstance(expected, tuple) else (expected,)
             got = runtime.run(None, {name: value.numpy() for name, value in rows.items()})
@@ -261,13 +276,49 @@ def _parts(model: UNetModel) -> Iterator[_Part]:
     encoder = TextEncoder(model)
     inputs = dict(zip(("input_ids", "input_ids_2"), ids, strict=False))
     yield _Part("text_encoder", encoder, inputs, names)
-    shape = model.latent_shape(model.default_size, model.default_size)
-    noise = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    noise = example_noise(model)
     texts = dict(zip(names, encoder(*ids), strict=True))
     denoiser = OneStep(model)
-    yield _Part("denoiser", denoiser, {"noise": noise, **texts}, ("latents",))
+    inputs = {"noise": noise, **texts}
+    yield _Part("denoiser", denoiser, inputs, ("latents",), cells_at_least(model))
     latents = denoiser(noise, **texts)
     yield _Part("decoder", Decoder(model), {"latents": latents}, ("images",))
+
+
+def cells_at_least(model: UNetModel) -> int:
+    """Of which height and width of latents are multiples, so that every level of the U-Net fits."""
+    return int(2 ** (len(model.network.config.block_out_channels) - 1))
+
+
+def example_noise(model: UNetModel) -> Tensor:
+    """Noise to write by: not square, and nowhere a single cell, which would be written as such."""
+    unit = cells_at_least(model)
+    channels, side, _ = model.latent_shape(model.default_size, model.default_size)
+    side = max(2, side // unit) * unit
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((2, channels, side, side + unit), generator=generator)
+
+
+def _usage(model: UNetModel, folder: Path) -> str:
+    """How the files are run, in Markdown."""
+    xl = model.family == "sdxl"
+    parts = ("tokenizer", "tokenizer_2")[: 1 + xl]
+    places = [part for part in parts if getattr(model.pipeline, part, None) is not None]
+    return (
+        environment()
+        .get_template("onnx.md.j2")
+        .render(
+            name=name_of(folder.parent),
+            folder=folder.name,
+            multiple=cells_at_least(model) * model.factor,
+            size=model.default_size,
+            factor=model.factor,
+            channels=model.latent_shape(model.default_size, model.default_size)[0],
+            inputs=list(zip(("input_ids", "input_ids_2"), places, strict=False)),
+            pooled=xl,
+            prompt=PROMPT,
+        )
+    )
 
 
 def _guidance(model: UNetModel) -> Tensor | None:
