@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from rectiflow.errors import InputError
+from rectiflow.straighten import metrics_log, trackers
 from rectiflow.straighten.metrics_log import MetricsLog, forget_after
 from rectiflow.straighten.trainer import Trainer
 from tests.straighten.toy import ToyTask, config, records
@@ -65,10 +71,6 @@ def test_tensorboard_files_hold_every_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    class Drawing(ToyTask):
-        def draw_samples(self, path: Path) -> None:
-            Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
-
     settings = config(
         steps=12,
         measure_every=4,
@@ -91,6 +93,128 @@ def test_tensorboard_files_hold_every_step_once(tmp_path: Path) -> None:
     assert measured == pytest.approx(expected) and list(expected) == [0, 4, 8, 12]
     (picture,) = events.Images("samples")
     assert (picture.step, picture.width, picture.height) == (12, 6, 4)
+
+
+class Stub(GeneralTracker):
+    """What accelerate asks of a tracker, and what one was told."""
+
+    name, requires_logging_directory = "wandb", False
+    told: ClassVar[list[Stub]] = []
+
+    def __init__(self, run_name: str, **options: Any) -> None:
+        super().__init__()
+        self.options, self.settings, self.open = options | {"project": run_name}, {}, False
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.pictures: list[tuple[int, tuple[int, ...]]] = []
+        Stub.told.append(self)
+
+    @property
+    def tracker(self) -> Any:
+        return self
+
+    def start(self) -> None:
+        self.open = True
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        assert step is not None
+        self.logged.append((step, values))
+
+    def log_images(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        assert step is not None
+        self.pictures += [(step, image.shape) for image in values["samples"]]
+
+    def finish(self) -> None:
+        self.open = False
+
+
+class Drawing(ToyTask):
+    def draw_samples(self, path: Path) -> None:
+        Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
+
+
+def test_a_tracker_of_accelerate_is_told_what_the_log_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Stub)
+    monkeypatch.setattr(trackers, "check_tracker", lambda name: None)
+    monkeypatch.setattr(metrics_log, "check_tracker", lambda name: None)
+    monkeypatch.setattr(Stub, "told", [])
+    settings = config(
+        steps=12,
+        measure_every=4,
+        report_to=["jsonl", "wandb"],
+        save_every=5,
+        checkpoint_minutes=9,
+    )
+    Trainer(Drawing(), settings, tmp_path).train()
+    again = Trainer(Drawing(), settings, tmp_path)
+    assert again.resume("checkpoint-10")
+    again.train()
+    first, second = Stub.told
+    assert not first.open and not second.open
+    # The same run, although it is another process's.
+    assert first.options == second.options and first.options["project"] == "rectiflow"
+    assert first.options["resume"] == "allow" and len(first.options["id"]) == 12
+    assert first.settings["learning_rate"] == settings.learning_rate
+    assert [step for step, _ in second.logged] == [11, 12]
+    assert first.pictures == [(12, (4, 6, 3))]
+    logged = {line["step"]: line for line in records(tmp_path)}
+    for step, values in [*first.logged[:11], *second.logged]:
+        if step:
+            assert values["train/loss"] == pytest.approx(logged[step]["loss"])
+        measures: Any = logged[step].get("measures", {})
+        assert {name for name in values if name.startswith("measures/")} == {
+            f"measures/{name}" for name in measures
+        }
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_without_a_network_it_stays_here(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own: they leave threads and services behind."""
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    program = f"""
+from pathlib import Path
+from tests.straighten.test_metrics_log import Drawing, Trainer, config
+settings = config(steps=4, report_to=["jsonl", {name!r}])
+Trainer(Drawing(), settings, Path("run")).train()
+"""
+    root = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pattern = "run/wandb/offline-run-*/run-*.wandb" if name == "wandb" else "trackio/*.db*"
+    told = b"".join(file.read_bytes() for file in tmp_path.glob(pattern))
+    assert b"train/loss" in told
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_tracker_is_named_before_anything_is_done(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=rf"needs the package {name}: pip install") as caught:
+        Trainer(ToyTask(), config(report_to=[name]), tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_does_not_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Stub):
+        def start(self) -> None:
+            raise RuntimeError("No API key\nconfigured")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Silent)
+    with pytest.raises(InputError, match=r"does not start .No API key configured.*WANDB_MODE"):
+        trackers.open_tracker("wandb", tmp_path, {})
 
 
 def test_a_missing_tensorboard_is_named_before_anything_is_done(

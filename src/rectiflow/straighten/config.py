@@ -12,6 +12,8 @@ from rectiflow.errors import InputError, nearest
 from rectiflow.files import write_whole
 from rectiflow.settings_file import dump_yaml, parse_yaml
 
+Reporter = Literal["jsonl", "tensorboard", "wandb", "trackio"]
+
 
 class TrainConfig(BaseModel):
     """The settings of one run; an unknown key is an error."""
@@ -86,8 +88,9 @@ class TrainConfig(BaseModel):
     log_every: int = Field(default=20, gt=0)
     measure_every: int = Field(default=0, ge=0)
     """Steps between the task's own measurements of the averaged weights; 0 for none."""
-    report_to: tuple[Literal["jsonl", "tensorboard"], ...] = ("jsonl",)
-    """Where figures go: the run's log.jsonl, and TensorBoard files in its folder `tensorboard`."""
+    report_to: tuple[Reporter, ...] = ("jsonl",)
+    """Where figures go: the run's log.jsonl, TensorBoard files in its folder `tensorboard`, and
+    Weights & Biases or Trackio, as accelerate offers them."""
     save_every: int = Field(default=0, ge=0)
     """Steps between checkpoints, beside those by the clock; 0 for none."""
     checkpoint_minutes: float = Field(default=5, gt=0)

@@ -1,7 +1,7 @@
-"""What a run reports: a line of JSON per look at it, and TensorBoard's files beside them.
+"""What a run reports: a line of JSON per look at it, TensorBoard's files beside them, trackers.
 
-Both belong to a step. A run that is resumed from a checkpoint forgets what was reported after it,
-so that the reports of a run that was killed are those of one that was not.
+The first two belong to a step. A run that is resumed from a checkpoint forgets what was reported
+after it, so that the reports of a run that was killed are those of one that was not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import Any
 
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
+from rectiflow.straighten.trackers import check_tracker, open_tracker
+
+TRACKERS = ("wandb", "trackio")
+"""Of accelerate, in `report_to`."""
 
 
 def check_reporters(report_to: Sequence[str]) -> None:
@@ -27,13 +31,22 @@ def check_reporters(report_to: Sequence[str]) -> None:
                 "report_to tensorboard needs the package tensorboard: "
                 "pip install 'rectiflow[tensorboard]', or set report_to to [jsonl]"
             ) from None
+    for name in set(TRACKERS) & set(report_to):
+        check_tracker(name)
 
 
 class MetricsLog:
     """The open reports of one sitting, which begins after `step`; -1 for a run from nothing."""
 
-    def __init__(self, run: Path, report_to: Sequence[str], step: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        report_to: Sequence[str],
+        step: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._file: Any = None
+        self._trackers: list[Any] = []
         self._board: Any = None
         path = run / "log.jsonl"
         if "jsonl" in report_to:
@@ -44,6 +57,9 @@ class MetricsLog:
 
             # Readers drop what earlier files say of the steps from here on.
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        for name in TRACKERS:
+            if name in report_to:
+                self._trackers.append(open_tracker(name, run, settings or {}))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Report a record that holds `step`; numbers that are not finite become null."""
@@ -51,25 +67,28 @@ class MetricsLog:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        figures = _figures(record)
         if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, dict):
-                    for inner, figure in value.items():
-                        self._scalar(f"{name}/{inner}", figure, record["step"])
-                elif name not in ("step", "time", "samples"):
-                    self._scalar(f"train/{name}", value, record["step"])
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, record["step"])
+        for tracker in self._trackers:
+            tracker.log(figures, step=record["step"])
 
     def picture(self, file: Path, step: int) -> None:
-        """Show a picture on TensorBoard."""
-        if self._board is None or not file.is_file() or not file.stat().st_size:
+        """Show a picture on TensorBoard, and by a tracker that shows pictures."""
+        # Of accelerate's trackers some do, and have a method of this name.
+        trackers = [one for one in self._trackers if hasattr(one, "log_images")]
+        if not (self._board or trackers) or not file.is_file() or not file.stat().st_size:
             return
         import numpy as np
         from PIL import Image
 
         with Image.open(file) as image:
-            self._board.add_image(
-                "samples", np.asarray(image.convert("RGB")), step, dataformats="HWC"
-            )
+            pixels = np.asarray(image.convert("RGB"))
+        if self._board is not None:
+            self._board.add_image("samples", pixels, step, dataformats="HWC")
+        for tracker in trackers:
+            tracker.log_images({"samples": [pixels]}, step=step)
 
     def flush(self) -> None:
         """Wait until everything reported is on the disk: a checkpoint is about to rely on it."""
@@ -79,15 +98,13 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and trackers."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
-
-    def _scalar(self, name: str, value: float | None, step: int) -> None:
-        if value is not None:
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.finish()
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -103,6 +120,17 @@ def forget_after(path: Path, step: int) -> None:
         file.write(after)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record that are known, by names such as `train/loss` and `measures/x`."""
+    found: dict[str, float | None] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{inner}": figure for inner, figure in value.items()}
+        elif name not in ("step", "time", "samples"):
+            found[f"train/{name}"] = value
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _step(line: bytes) -> float:

@@ -36,7 +36,6 @@ class StraightenConfig(TrainConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = Field(default=1000, ge=0)
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    report_to: tuple[Literal["jsonl", "tensorboard"], ...] = ("jsonl",)
     measure_every: int = Field(default=1000, ge=0)
 
     # The student.

@@ -267,7 +267,8 @@ class Trainer:
             checkpoint.drop_after(self.run, self.step)
             self.config.dump(self.run / "config.yaml")
             begun = self.step if self.resumed or self.step else -1
-            reports = MetricsLog(self.run, self.config.report_to, begun)
+            settings = self.config.model_dump(mode="json")
+            reports = MetricsLog(self.run, self.config.report_to, begun, settings)
         here = threading.current_thread() is threading.main_thread()
         previous = signal.signal(signal.SIGTERM, self._stop) if here else None
         try:
