@@ -1,6 +1,6 @@
 """How far editing in turns drifts, on chains whose right answers are known.
 
-    python benchmarks/chain.py [--limit 24] [--preset exact] [--dtype bfloat16] [--json]
+    python benchmarks/chain.py [--limit 24] [--preset fast] [--dtype bfloat16] [--json]
 
 Prints a row per turn (colour, then background, then style): PSNR to the right answer of the chain
 and of one edit of the original, what the chain loses with its 95 % interval, and the drift.
@@ -21,7 +21,7 @@ def main() -> None:
     """Measure, print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=24)
-    parser.add_argument("--preset", default="exact")
+    parser.add_argument("--preset", default="fast")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--json", action="store_true")

@@ -90,6 +90,19 @@ def test_an_inversion_and_an_edit_of_it(run: Run, model: Path, photo: Path, cwd:
     assert said(done.out) == sum(rows) and "inverting" not in done.out
 
 
+@pytest.mark.parametrize("much", [False, True])
+def test_what_is_kept_is_said_once_and_only_if_it_is_much(
+    run: Run, model: Path, photo: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch, much: bool
+) -> None:
+    """A large share of what is free, or 256 MiB: of a tiny model's features, if little is free."""
+    if much:
+        monkeypatch.setattr("rectiflow.models.memory.free_memory", lambda device: (2**10, 2**30))
+    (cwd / "two.csv").write_text(f"image,from,to\n{photo},a cat,a dog\n{photo},a pig,a dog\n")
+    words = ("edit", "--batch", "two.csv", "--set", "attention_ratio=1")
+    done = run(*words, "-m", model, *STEPS)
+    assert done.code == 0 and done.err.count("of the source's features") == (1 if much else 0)
+
+
 def test_chain(run: Run, model: Path, photo: Path, cwd: Path) -> None:
     words = ("chain", photo, *PROMPTS, "--to", "a dog", "-m", model, *STEPS)
     with counted() as rows:

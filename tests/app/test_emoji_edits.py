@@ -135,6 +135,30 @@ def test_several_processes_give_what_one_gives(run: Run, sd3: Path, tmp_path: Pa
     assert timeless(one) == timeless(two)
 
 
+def test_rows_are_put_into_a_table_that_is_there(run: Run, sd3: Path, tmp_path: Path) -> None:
+    words = ("evaluate", "emoji-edits", "-m", sd3, "-o", tmp_path, "--json", "--limit", 2)
+    whole = run(*words, "--methods", "nothing,fast,euler").data
+    page = (tmp_path / "emoji-edits.html").stat().st_mtime_ns
+    # As it is after a change of the method: its rows are not those of the table any more.
+    file = tmp_path / "emoji-edits.json"
+    stale = json.loads(file.read_text())
+    stale["methods"]["fast"]["nfe"] = 90
+    file.write_text(json.dumps(stale))
+    found = run(*words, "--update", "--methods", "fast").data
+    assert timeless(found)["methods"] == timeless(whole)["methods"]
+    assert list(found["methods"]) == ["nothing", "fast", "euler"]
+    assert not found["paired"]  # with rows that were not measured again
+    found = run(*words, "--update", "--methods", "nothing,fast").data
+    assert found["paired"] == {"fast - nothing": whole["paired"]["fast - nothing"]}
+    assert json.loads(file.read_text()) == found
+    assert (tmp_path / "emoji-edits.html").stat().st_mtime_ns == page
+    more = ("--update", "--methods", "fast")
+    few = ("evaluate", "emoji-edits", "-m", sd3, *more)
+    run(*few, "-o", tmp_path, "--limit", 1).refuses("has n 2 and not 1")
+    run(*few, "-o", tmp_path / "empty").refuses("--update needs -o with a table")
+    run("evaluate", "emoji-edits", "--update").refuses("name them with --methods")
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(run: Run, sd3: Path, tmp_path: Path) -> None:
     words = ["evaluate", "emoji-edits", "-m", sd3, "--limit", 4, "--batch-size", 1, "--json"]
     words += ["--methods", "nothing,euler"]

@@ -58,6 +58,14 @@ Ablations = Annotated[
     bool,
     typer.Option("--ablations", help="Vary one setting of fast and ftedit at a time."),
 ]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Put the rows of --methods into the table that -o has, and leave its others; the page "
+        "is left as it is.",
+    ),
+]
 Processes = Annotated[
     int,
     typer.Option(
@@ -80,6 +88,7 @@ class EditOptions:
     tune: bool = False
     ablations: bool = False
     processes: int = 1
+    update: bool = False
 
     @property
     def names(self) -> list[str] | None:
@@ -98,3 +107,5 @@ class EditOptions:
             raise InputError("--masks and --tuned are for the table: leave out --tune, --ablations")
         if self.ablations and self.methods:
             raise InputError("--ablations has its own methods: leave out --methods")
+        if self.update and (self.tune or self.ablations or not self.methods):
+            raise InputError("--update is for some rows of the table: name them with --methods")

@@ -35,6 +35,7 @@ def emoji_edits(
     first_seed: edit_options.FirstSeed = None,
     batch_size: BatchSize = None,
     processes: edit_options.Processes = 1,
+    update: edit_options.Update = False,
     model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
@@ -42,7 +43,9 @@ def emoji_edits(
 
     What an output folder has is not made again.
     """
-    given = EditOptions(methods, first_seed, batch_size, masks, tuned, tune, ablations, processes)
+    given = EditOptions(
+        methods, first_seed, batch_size, masks, tuned, tune, ablations, processes, update
+    )
     with session(as_json) as terminal:
         given.check()
         chosen = _chosen(tuned)
@@ -100,27 +103,44 @@ def _table(
         evaluate_emoji_edits,
         per_edit,
         per_method,
+        table,
+        updated,
     )
     from rectiflow.evaluate.edit_workers import work_ahead
-    from rectiflow.evaluate.emoji_edits import chosen_methods
+    from rectiflow.evaluate.emoji_edits import cases, chosen_methods
     from rectiflow.evaluate.emoji_models import load_clip
     from rectiflow.models.load import WEIGHTS
 
     clip = WEIGHTS / "emoji-clip"
     bench = replace(_bench(model, given, output), clip=load_clip(clip))
     rows = chosen_methods(model, given.names, chosen)
+    names = ["emoji-edits", "emoji-edits-masked"]
+    name, other = names if bench.masks == "none" else names[::-1]
+    known = None
+    if given.update:  # what cannot be put together is found before the work
+        known = _known(output, name)
+        updated(known, table(bench, {}, {}, cases(limit, bench.first_seed)))
     work_ahead(bench, list(rows.items()), limit, given.processes, clip)
     figures, parts, edits = evaluate_emoji_edits(bench, rows, limit=limit)
+    shown = figures if known is None else updated(known, figures)
     if output is not None:
-        names = ["emoji-edits", "emoji-edits-masked"]
-        name, other = names if bench.masks == "none" else names[::-1]
-        write_json(output / f"{name}.json", figures)
-        write_csv(output / f"{name}.csv", per_method(figures))
+        write_json(output / f"{name}.json", shown)
+        write_csv(output / f"{name}.csv", per_method(shown))
+    if output is not None and known is None:
         write_csv(output / f"{name}-per-edit.csv", per_edit(parts, edits))
         tables = [figures, *_comparable(output / f"{other}.json", figures)]
         page = edits_page(tables, parts, edits, command=command)
         write_whole(output / f"{name}.html", page)
-    terminal.result(figures, table_text(figures))
+    terminal.result(shown, table_text(shown))
+
+
+def _known(output: Path | None, name: str) -> dict[str, Any]:
+    """The table that is there."""
+    file = None if output is None else output / f"{name}.json"
+    if file is None or not file.is_file():
+        raise InputError(f"--update needs -o with a table {name}.json: make it without --update")
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return known
 
 
 def _comparable(file: Path, figures: dict[str, Any]) -> list[dict[str, Any]]:

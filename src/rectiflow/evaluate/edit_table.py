@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rectiflow.emoji.edits import KINDS, EditCase
+from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_parts import Part
 from rectiflow.evaluate.edit_scores import paired, summary, tied
 from rectiflow.evaluate.emoji_edits import Benchmark, cases
@@ -76,6 +77,35 @@ def pairs(parts: Mapping[str, Part]) -> dict[str, dict[str, float]]:
         for rival in parts
         if rival not in (ours, "bound")
     }
+
+
+def updated(known: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with the rows of a new one in it.
+
+    A paired difference between a row of the one and a row of the other is not known and goes.
+
+    Args:
+        known: the table as it was.
+        figures: some rows, measured on the same edits by the same model.
+
+    Raises:
+        InputError: they are of other edits, or of another model, dtype or batch size.
+    """
+    same = ("n", "seeds", "weight_hash", "dtype", "batch_size", "masks")
+    for name in same:
+        if known.get(name) != figures[name]:
+            raise InputError(
+                f"the table that is there has {name} {known.get(name)!r} and not "
+                f"{figures[name]!r}: only rows measured alike go together"
+            )
+    new = figures["methods"]
+    kept = {
+        pair: found
+        for pair, found in known["paired"].items()
+        if not {*pair.split(" - ", 1)} & {*new}
+    }
+    methods = {**known["methods"], **new}
+    return {**known, "methods": methods, "paired": {**figures["paired"], **kept}}
 
 
 def ties(figures: Mapping[str, Any], ours: str) -> list[str]:
