@@ -187,3 +187,27 @@ def test_a_student_of_a_network_in_one_file_with_a_lora(run: Run, tmp_path: Path
     run("export", tmp_path / "run", "-o", tmp_path / "other", "--lora", lora).refuses(
         "--lora is for models"
     )
+
+
+def test_workers_load_the_model_as_it_was_loaded(world: Path, tmp_path: Path) -> None:
+    """What another process of a benchmark does first, here; it is refused where hashes differ."""
+    from rectiflow.evaluate import edit_workers, pie_bench
+
+    model = rf.load(world / "half", variant="fp16", device="cpu")
+    described = edit_workers._Described(
+        model=model.name,
+        loaded_with=model.loaded_with,
+        dtype=model.dtype,
+        device="cpu",
+        weight_hash=model.weight_hash,
+        folder=tmp_path,
+        clip=None,
+        first_seed=0,
+        batch_size=1,
+        masks="none",
+        reconstruct=False,
+    )
+    edit_workers._work(described, [], 1)
+    told = model.loaded_with | {"dtype": model.dtype, "device": "cpu"}
+    run: Any = None
+    pie_bench._work((model.name, told, model.weight_hash), run, [], torch.get_num_threads())

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants, errors
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from rectiflow.errors import InputError
 from rectiflow.models import load, write_metadata
@@ -118,3 +123,24 @@ def test_offline_with_a_part_of_a_copy(
     place = cache / missing
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     refuses(f"only a part of {NAME} is in the hub's cache", word, "connect")
+
+
+def test_offline_with_a_copy_of_a_variant_and_another_revision(
+    cache: Path, answer: list[Exception]
+) -> None:
+    answer.append(httpx.ConnectError("no route"))
+    expected = load(cache).weight_hash
+    (cache.parents[1] / "refs" / "half").write_text("1" * 40)
+    half = cache.with_name("1" * 40)
+    tiny_sd3(t5=True).save_pretrained(half, variant="fp16")
+    refuses("variant fp16 alone", "--variant fp16", revision="half")
+    refuses("no weight files of the variant bf16", "those of fp16", revision="half", variant="bf16")
+    model = load(NAME, revision="half", variant="fp16")
+    assert model.weight_hash == expected
+    assert model.loaded_with == {"revision": "half", "variant": "fp16"}
+    refuses("no copy", revision="other")
+
+
+def test_a_revision_that_is_not_there(answer: list[Exception]) -> None:
+    found = refusal(NAME, raised(RevisionNotFoundError))
+    assert found is not None and f"{NAME} has no such revision" in str(found)

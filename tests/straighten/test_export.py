@@ -26,6 +26,7 @@ from rectiflow.straighten.training_record import read_record
 from tests.straighten.stock import plainly_drawn, run_stock
 from tests.tiny import tiny_model
 from tests.tiny_flux import tiny_flux_model
+from tests.tiny_qwen import tiny_qwen_model
 from tests.tiny_sd import tiny_sd_model, tiny_sdxl_model
 
 PROMPTS = ["a red apple", "two happy cats"]
@@ -212,10 +213,11 @@ def test_half_precision_is_half_the_size(tmp_path: Path, world: World) -> None:
 
 def test_whatever_the_files_are_in_a_folder_draws_as_it_is_loaded_plainly(tmp_path: Path) -> None:
     folders = {}
-    for name in ("rectified", "epsilon", "lora", "sdxl-rectified", "sd3", "flux"):
+    every = MODELS | {"qwen": tiny_qwen_model}
+    for name in ("rectified", "epsilon", "lora", "sdxl-rectified", "sd3", "flux", "qwen"):
         for dtype in (torch.float16, torch.bfloat16):
             folder = tmp_path / f"{name}-{dtype}"
-            save_pipeline(MODELS[name](), folder, dtype=dtype)
+            save_pipeline(every[name](), folder, dtype=dtype)
             folders[folder.name] = str(folder)
             (header,) = {
                 weight.dtype
