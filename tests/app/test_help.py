@@ -74,6 +74,22 @@ def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
         ),
         (["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "speed"], "key=value"),
         (
+            ["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "omega=1"],
+            "omega has no effect on the scheme renoising with the method two_branch",
+        ),
+        (
+            ["chain", "a.png", "--to", "x", "--from", "y", "--set", "iterations=3"],
+            "iterations has no effect on the scheme renoising",
+        ),
+        (
+            ["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "method=uni_edit"],
+            "the method uni_edit begins at a noise, to which the scheme renoising does not lead",
+        ),
+        (
+            ["edit", "a.safetensors", "--to", "x", "--set", "method=flow_edit"],
+            "the method flow_edit makes no use of an inversion (scheme query_offset)",
+        ),
+        (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--set", "iterations=few"],
             "iterations",
         ),

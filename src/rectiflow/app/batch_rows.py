@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEEDED = ("image", "from", "to")
 COLUMNS = (*NEEDED, "negative", "mask", "seed", "preset", "output")
 
-Choose = Callable[[str | None], tuple["Preset", list[str]]]
+Choose = Callable[[str | None, bool], tuple["Preset", list[str]]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def read_rows(
     Args:
         table: a CSV file with a header; paths in it are relative to its folder.
         output: folder for the rows' folders.
-        choose: the preset by name and the fields set one by one, with the command's own settings.
+        choose: the preset by name, of an inversion or not, and the fields set one by one, with the
+            command's own settings.
         preset: its name for the rows that name none.
         diagnose: whether each is diagnosed.
 
@@ -135,7 +136,8 @@ def _row(
     name = given.get("output", f"{number:04d}")
     if Path(name).is_absolute() or ".." in Path(name).parts or Path(name) == Path():
         raise InputError(f"the output {name} is not a folder's name below -o")
-    chosen, named = choose(given.get("preset", preset))
+    reused = Path(given.get("image", "")).suffix == ".safetensors"
+    chosen, named = choose(given.get("preset", preset), reused)
     job = edit_job.Job(
         image=folder / Path(given["image"]).expanduser() if "image" in given else None,
         seed=_seed(given["seed"]) if "seed" in given else None,

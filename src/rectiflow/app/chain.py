@@ -80,10 +80,12 @@ def chain(
         from rectiflow.models.images import load_image
         from rectiflow.report import save_png
 
-        chosen, named = options.preset_of(preset, settings, steps=steps, guidance=guidance)
+        reused = image is not None and image.suffix == ".safetensors"
+        chosen, named = options.preset_of(
+            preset, settings, steps=steps, guidance=guidance, reused=reused
+        )
         turns = to or []
         _check(image, seed, source_prompt, turns, mask, output)
-        reused = image is not None and image.suffix == ".safetensors"
         picture = None if image is None or reused else load_image(image)
         if mask is not None:
             load_image(mask)

@@ -127,11 +127,9 @@ def edit(
     """
     with session(as_json) as terminal:
 
-        def choose(name: str | None) -> tuple[Preset, list[str]]:
-            given = [] if strength is None else [f"strength={strength}"]
-            return options.preset_of(
-                name, [*(settings or []), *given], steps=steps, guidance=guidance
-            )
+        def choose(name: str | None, reused: bool) -> tuple[Preset, list[str]]:
+            given = [*(settings or []), *([] if strength is None else [f"strength={strength}"])]
+            return options.preset_of(name, given, steps=steps, guidance=guidance, reused=reused)
 
         if table is not None:
             given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
@@ -145,7 +143,7 @@ def edit(
             return
         if not to:
             raise InputError('give --to "...": what should the image show instead?')
-        chosen, named = choose(preset)
+        chosen, named = choose(preset, image is not None and image.suffix == ".safetensors")
         job = Job(
             image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
             mask_grow or 0, mask_blur or 0.0, paste_back, windows_of(window or []), diagnose,

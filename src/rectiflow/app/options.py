@@ -234,18 +234,27 @@ def preset_of(
     steps: int | None = None,
     guidance: float | None = None,
     default: str | None = None,
+    reused: bool = False,
 ) -> tuple[Preset, list[str]]:
     """The preset that the options describe, and the fields that were set one by one.
 
-    Every field is of its type and in its range; `default` is the preset where none is named, that
-    of an edit if it is None.
+    Every field is of its type, in its range, and has an effect.
+
+    Args:
+        name: of the preset.
+        assignments: ``FIELD=VALUE``, of the fields that are set one by one.
+        steps: likewise.
+        guidance: likewise.
+        default: the preset where none is named; that of an edit if None.
+        reused: an inversion that was saved is edited. Where no preset is named the settings are
+            its own, and it is by them that a field has an effect or none.
 
     Raises:
         InputError: there is no such preset or field, or a value does not fit.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset
+    from rectiflow.invert.presets import DEFAULT_PRESET, INVERSION_PRESET, Preset, get_preset
     from rectiflow.straighten.config import override
 
     settings = override({}, assignments or [])
@@ -253,8 +262,8 @@ def preset_of(
         settings["num_inference_steps"] = steps
     if guidance is not None:
         settings["guidance_scale"] = guidance
-    name = name or default or DEFAULT_PRESET
-    preset = get_preset(name, **dict.fromkeys(settings))  # refuses unknown names
+    default = default or (INVERSION_PRESET if reused else DEFAULT_PRESET)
+    preset = get_preset(name or default, **dict.fromkeys(settings))  # refuses unknown names
     try:
         changed = TypeAdapter(Preset).validate_python(dataclasses.asdict(preset) | settings)
     except ValidationError as error:
@@ -264,6 +273,8 @@ def preset_of(
         if isinstance(value, float):
             check_finite(field, value)
     changed.check()
+    if name or not reused:
+        changed.check_used(settings)
     return changed, list(settings)
 
 
