@@ -11,15 +11,18 @@ import pytest
 from tests.app.conftest import Run
 from tests.tiny_sd import tiny_sd
 
-COMMON = "--limit --output --model --device --dtype --json --help"
+COMMON = (
+    "--limit --output --model --base --lora --variant --revision --device --dtype --offload --json "
+    "--help"
+)
 OWN = {
     "emoji-models": "",
-    "emoji-edits": "--methods --masks --tuned --tune --ablations --first-seed --batch-size "
-    "--processes",
+    "emoji-edits": "--methods --masks --tuned --tune --ablations --update --first-seed "
+    "--batch-size --processes",
     "pie-bench": "--data --make-data --preset --set --workers --shard --metrics --dino --clip "
     "--lpips-weights",
-    "coco": "--data --make-data --split --ids --steps --guidance --solver --seed --batch-size "
-    "--shard --clip --inception-weights",
+    "coco": "--data --make-data --split --ids --captions --steps --guidance --solver --seed "
+    "--batch-size --shard --clip --inception-weights",
     "inversion-error": "--steps --reference-steps --batch-size",
     "straight-edits": "--steps --methods --guidance --batch-size",
 }

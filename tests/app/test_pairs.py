@@ -228,7 +228,7 @@ def test_other_settings_are_refused(
         (("--size", "33"), "must both be multiples of 8"),
         (("--worker", "0/3"), "--worker 0/3: give K/N with K from 1 to N"),
         (("--worker", "2"), "--worker 2: give K/N"),
-        (("--guidance", "nan"), "--guidance is nan"),
+        (("--guidance", "nan"), "'--guidance'"),
         (("--num", "0"), "'--num'"),
         (("--out", "nowhere://pairs"), "nowhere://pairs: Protocol not known: nowhere"),
         (("--out", "/proc/pairs"), "cannot write to /proc/pairs ("),
