@@ -142,15 +142,16 @@ def test_batch(run: Run, model: Path, photo: Path, cwd: Path, more: tuple[str, .
 @pytest.mark.parametrize(
     "more",
     [
-        ("a cat", "-n", 2, "--guidance", 3),
-        ("a cat", "a dog", "--consistent"),
-        ("a cat", "--guidance", 1),
+        ("a cat", "-n", 2, "--guidance", 3, "--seed", 3),
+        ("a cat", "a dog", "--consistent", "--seed", 3),
+        ("a cat", "--guidance", 1, "--seed", 3),
+        ("a cat", "--interpolate", "3,9", "--frames", 3),
     ],
     ids=str,
 )
 def test_generate(run: Run, model: Path, cwd: Path, more: tuple[Any, ...]) -> None:
     with counted() as rows:
-        done = run("generate", *more, "--seed", 3, "-m", model, *STEPS, "-o", "pictures")
+        done = run("generate", *more, "-m", model, *STEPS, "-o", "made")
     assert done.code == 0 and said(done.out) == sum(rows) > 0
 
 
@@ -160,3 +161,12 @@ def test_evaluate(run: Run, model: Path, cwd: Path) -> None:
         with counted() as rows:
             entry = run(*words, name).data["methods"][name]
         assert 2 * entry["nfe"] == pytest.approx(sum(rows))
+
+
+def test_pie_bench(run: Run, model: Path, cwd: Path) -> None:
+    """The default preset, and a figure that is the mean over its pictures."""
+    assert run("evaluate", "pie-bench", "--make-data", "data", "--limit", 2).code == 0
+    words = ("evaluate", "pie-bench", "--data", "data", "-o", "out", "-m", model, "--json")
+    with counted() as rows:
+        data = run(*words).data
+    assert data["method"] == "fast" and 2 * data["nfe"] == sum(rows) == 120
