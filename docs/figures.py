@@ -153,10 +153,11 @@ def paired_list(figures: dict[str, Any], ours: tuple[str, ...] = OURS) -> str:
 
 
 def ties_sentence(figures: dict[str, Any]) -> str:
-    """What the figures do not tell apart."""
+    """What the figures do not tell apart from one of ours that was compared with all others."""
     sentences = []
     for ours in OURS:
-        if ours in figures["methods"]:
+        rivals = {name for name in figures["methods"] if name not in (ours, "bound")}
+        if {f"{ours} - {rival}" for rival in rivals} <= {*figures["paired"]}:
             tied = ", ".join(f"`{name}`" for name in ties(figures, ours)) or "no method"
             sentences.append(f"Not told apart from `{ours}` (the interval has 0 in it): {tied}.")
     return "\n".join(sentences)

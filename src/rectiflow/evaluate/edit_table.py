@@ -82,7 +82,8 @@ def pairs(parts: Mapping[str, Part]) -> dict[str, dict[str, float]]:
 def updated(known: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
     """A table with the rows of a new one in it.
 
-    A paired difference between a row of the one and a row of the other is not known and goes.
+    A paired difference between a row that has changed and one that was not measured again is not
+    known, and goes; a row that comes out as it was keeps its differences.
 
     Args:
         known: the table as it was.
@@ -98,14 +99,19 @@ def updated(known: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, A
                 f"the table that is there has {name} {known.get(name)!r} and not "
                 f"{figures[name]!r}: only rows measured alike go together"
             )
-    new = figures["methods"]
+    before, new = known["methods"], figures["methods"]
+    changed = {
+        name
+        for name, entry in new.items()
+        if name not in before
+        or any(entry[key] != before[name][key] for key in ("nfe", "intervals", "by_kind"))
+    }
     kept = {
         pair: found
         for pair, found in known["paired"].items()
-        if not {*pair.split(" - ", 1)} & {*new}
+        if not {*pair.split(" - ", 1)} & changed
     }
-    methods = {**known["methods"], **new}
-    return {**known, "methods": methods, "paired": {**figures["paired"], **kept}}
+    return {**known, "methods": {**before, **new}, "paired": {**kept, **figures["paired"]}}
 
 
 def ties(figures: Mapping[str, Any], ours: str) -> list[str]:
