@@ -110,6 +110,14 @@ def pairs(
     keep_seconds: Annotated[
         float, typer.Option(min=0, help="Keep the pairs of an unfinished file this often.")
     ] = 30.0,
+    other_versions: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-versions",
+            help="Make what is missing also with other versions of torch or diffusers than the "
+            "store was begun with; each such file says so.",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make pairs of noise and images for reflow and distillation.
@@ -155,6 +163,7 @@ def pairs(
                 worker=number,
                 num_workers=count,
                 keep_seconds=keep_seconds,
+                other_versions=other_versions,
                 progress=show,
                 on_event=terminal.warn,
             )

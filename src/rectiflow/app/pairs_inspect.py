@@ -116,9 +116,15 @@ def _table(found: Inspection) -> list[str]:
         f"{made.kind}",
         "teacher": f"{made.model} ({made.family}, weights {made.weight_hash[:12]}), {made.solver}, "
         f"{made.num_inference_steps} steps, {guidance}, {made.height} × {made.width} pixels",
-        "computed": f"in {made.dtype} on {made.device}, torch {made.torch}, "
+        "computed": f"in {made.dtype} on {made.device}, {_versions(made.versions)}, "
         f"seeds {made.base_seed} to {made.base_seed + made.num - 1}",
     }
+    if made.identity is None:
+        rows["field"] = "not recorded: the teacher is known by its weights alone"
+    else:
+        rows["field"] = f"prediction_type {made.identity.get('scheduler.prediction_type')}"
+    if found.other_versions:
+        rows["versions"] = _others(found.other_versions)
     if found.pairs:
         least, most = found.pairs_per_prompt
         each = f"{least}" if least == most else f"{least} to {most}"
@@ -149,6 +155,18 @@ def _table(found: Inspection) -> list[str]:
     lines = [f"{found.uri}: {state}", *(f"  {name:11} {text}" for name, text in rows.items())]
     lines += [f"  {'BAD':11} {one_line(fault)}" for fault in found.faults]
     return lines
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _others(made: dict[str, dict[str, str]]) -> str:
+    """Which shards other versions made."""
+    groups: dict[str, list[str]] = {}
+    for shard, versions in made.items():
+        groups.setdefault(_versions(versions), []).append(shard.removesuffix(".safetensors"))
+    return "; ".join(f"{', '.join(shards)} by {versions}" for versions, shards in groups.items())
 
 
 def _channels(mean: Sequence[float], std: Sequence[float], not_finite: int) -> str:

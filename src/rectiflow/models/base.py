@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rectiflow.errors import InputError
 from rectiflow.flow.diffusion import VariancePreservingPath
 from rectiflow.flow.grid import make_grid
+from rectiflow.models.identity import identity_of
 from rectiflow.models.images import SizePolicy
 from rectiflow.models.metadata import Metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
@@ -45,6 +46,8 @@ class FlowModel(ABC):
     family: ClassVar[str]
     text_first: ClassVar[bool]
     """Whether joint attention concatenates [text, image] rather than [image, text]."""
+    convention: ClassVar[str | None] = None
+    """Of weights that are not asked as diffusers asks the family; as `load` takes it."""
 
     def __init__(
         self, pipeline: Any, *, name: str = "unnamed", metadata: Metadata | None = None
@@ -94,6 +97,13 @@ class FlowModel(ABC):
         another dtype is another velocity field and has another hash.
         """
         return weight_hash(self.modules)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the field, the codec and the prompts' tokens are beside the weights, as it is now:
+        prediction type, noise schedule or shift, settings of every part; see `models.identity`.
+        """
+        return identity_of(self)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -90,6 +90,11 @@ class Control(nn.Module):
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self._scale = float(scale)
 
+    @property
+    def config(self) -> Any:
+        """The ControlNet's."""
+        return self.network.config
+
     def forward(
         self, sample: Tensor, timestep: Tensor, embeds: Tensor, **more: Any
     ) -> tuple[list[Tensor], Tensor]:

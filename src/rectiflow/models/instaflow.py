@@ -47,6 +47,7 @@ class InstaFlowModel(SDModel):
     """
 
     family: ClassVar[str] = "sd"
+    convention: ClassVar[str | None] = "instaflow"
 
     @property
     def default_grid(self) -> str:

@@ -15,7 +15,9 @@ from torch import Tensor
 from rectiflow.errors import InputError
 from rectiflow.flow.diffusion import variance_preserving
 from rectiflow.flow.solver import Callback, Solution
+from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.identity import plain
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.unet import UNetModel
 
@@ -74,6 +76,16 @@ def make_scheduler(model: UNetModel, solver: str) -> Any:
     return getattr(diffusers, SCHEDULERS[solver]).from_config(
         model.pipeline.scheduler.config, **more
     )
+
+
+def solver_settings(model: FlowModel, solver: str) -> dict[str, Any]:
+    """What a solver of diffusers takes from the model's scheduler, in the manner of an `Identity`;
+    nothing of other solvers.
+    """
+    if solver not in SCHEDULERS or not isinstance(model, UNetModel):
+        return {}
+    config = make_scheduler(model, solver).config
+    return {f"solver.{name}": value for name, value in plain(config).items()}
 
 
 def solve_by_scheduler(

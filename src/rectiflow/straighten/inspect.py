@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rectiflow.errors import InputError
 from rectiflow.flow.measure import Estimate, NoiseStatistics
 from rectiflow.straighten.folder import Folder
-from rectiflow.straighten.manifest import Manifest
+from rectiflow.straighten.manifest import Manifest, shard_name
 from rectiflow.straighten.opened_shard import CorruptShard
 from rectiflow.straighten.reading import PairStore
 from rectiflow.straighten.tally import Channels, Tally
@@ -49,6 +49,8 @@ class Inspection:
     """What is missing or damaged, a line each that names the file and the remedy."""
     unfinished: list[str]
     """Shards that a store that is not complete lacks."""
+    other_versions: dict[str, dict[str, str]]
+    """Shards made by other versions of the libraries than the store was begun with, and by which."""
     examined: int
     """Pairs that the figures below are of, spread evenly over the store."""
     transport_cost: dict[str, Estimate]
@@ -124,9 +126,13 @@ def inspect(
     tally = Tally(manifest, _chosen(store, limit))
     faults: list[str] = []
     unfinished: list[str] = []
+    others: dict[str, dict[str, str]] = {}
     for number in range(manifest.num_shards):
         try:
-            tally.add(store.shard(number), manifest.shard_range(number))
+            opened = store.shard(number)
+            tally.add(opened, manifest.shard_range(number))
+            if opened.versions is not None:
+                others[shard_name(number)] = opened.versions
         except CorruptShard as fault:
             # What a store that is still being made does not have yet is not damaged.
             absent = store.checksums is None and number in store.missing
@@ -153,6 +159,7 @@ def inspect(
         latent_bytes=2 * math.prod(manifest.latent_shape),
         faults=faults,
         unfinished=unfinished,
+        other_versions=others,
         examined=tally.examined,
         transport_cost=tally.transport_cost(),
         x_0=tally.x_0.channels(),

@@ -28,7 +28,8 @@ from rectiflow.straighten.folder import Folder, dump_json, sha256
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.jsonl.gz"
 COMPLETE = "complete.json"
-FORMAT = 1
+FORMAT = 2
+"""Of 1 the teacher was known by its weights alone."""
 
 
 class Manifest(BaseModel):
@@ -79,6 +80,9 @@ class Manifest(BaseModel):
     """Pair i has prompt `i % num_prompts`."""
     images_sha256: str | None = None
     """Of the files that inverted pairs were made from, in order."""
+    identity: dict[str, Any] | None = None
+    """What the teacher's field is beside its weights, `FlowModel.identity`, and the settings of the
+    solver where that is one of diffusers'; None of a store of format 1."""
 
     @property
     def num_shards(self) -> int:
@@ -100,7 +104,15 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The file."""
-        return dump_json(self.model_dump(mode="json"))
+        said = self.model_dump(mode="json")
+        if self.identity is None:  # as format 1 was written
+            del said["identity"]
+        return dump_json(said)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that the store was begun with, on which the last bits depend."""
+        return {"torch": self.torch, "diffusers": self.diffusers}
 
     @staticmethod
     def from_bytes(data: bytes, where: str) -> Manifest:

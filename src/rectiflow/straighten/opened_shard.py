@@ -67,6 +67,8 @@ class OpenShard:
     """Of the noise its pairs were made from."""
     state: State | None
     """Of its file, if that is local."""
+    versions: dict[str, str] | None = None
+    """Of the libraries that made it, where the store was begun with others."""
 
     @property
     def vouched(self) -> Vouched:
@@ -123,7 +125,7 @@ def open_shard(
     except (OSError, WorkError) as error:
         fault = f"cannot be read ({reason(error)})"
         raise CorruptShard.of(folder.uri, number, file, fault) from error
-    return OpenShard(shard, sidecar.sha256, sidecar.x_0_sha256, state)
+    return OpenShard(shard, sidecar.sha256, sidecar.x_0_sha256, state, sidecar.versions)
 
 
 def check_noise(folder: Folder, manifest: Manifest, number: int, opened: OpenShard) -> None:
@@ -146,7 +148,7 @@ def check_noise(folder: Folder, manifest: Manifest, number: int, opened: OpenSha
     if x_0 is None:
         fault = (
             f"belongs to other noise than torch {torch.__version__} draws from its seeds; it was "
-            f"made with torch {manifest.torch}"
+            f"made with torch {(opened.versions or manifest.versions)['torch']}"
         )
         remedy = f"install that version, or, if this shard alone is concerned, {remedy}"
     raise CorruptShard.of(folder.uri, number, sidecar, fault, remedy)

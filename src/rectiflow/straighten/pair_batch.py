@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Pair(NamedTuple):
+    """A pair (x_0, x_1); a DataLoader stacks several into one of batches."""
+
+    index: int
+    """In its store."""
+    prompt: str
+    seed: int
+    """Of the noise."""
+    x_0: Tensor
+    """Noise, float32 [C, h, w]."""
+    x_1: Tensor
+    """Latents, float32 [C, h, w]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +45,11 @@ class PairBatch:
     def __len__(self) -> int:
         """B."""
         return len(self.prompts)
+
+    def pair(self, place: int) -> Pair:
+        """One row."""
+        index, seed = int(self.index[place]), int(self.seed[place])
+        return Pair(index, self.prompts[place], seed, self.x_0[place], self.x_1[place])
 
     def rows(self, places: Sequence[int]) -> PairBatch:
         """Some of the rows, in the order of `places`."""

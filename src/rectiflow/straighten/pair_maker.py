@@ -16,6 +16,8 @@ import torch
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import check_guidance
+from rectiflow.models.prompts import as_prompts
+from rectiflow.models.schedulers import solver_settings
 from rectiflow.straighten.folder import Folder
 from rectiflow.straighten.manifest import MANIFEST, Manifest, hash_prompts, read_manifest
 from rectiflow.straighten.pair_source import Generated, Inverted, Source, hash_files
@@ -55,7 +57,7 @@ class PairsMade:
 
 def make_pairs(
     model: FlowModel,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     uri: str | Path,
     *,
     num: int | None = None,
@@ -73,6 +75,7 @@ def make_pairs(
     worker: int = 0,
     num_workers: int = 1,
     keep_seconds: float = 30.0,
+    other_versions: bool = False,
     progress: Callable[[PairProgress], None] | None = None,
     on_event: Report | None = None,
 ) -> PairsMade:
@@ -85,7 +88,8 @@ def make_pairs(
 
     Args:
         model: The teacher.
-        prompts: One or more, all of which fit into memory.
+        prompts: One or more, all of which fit into memory. Text is a prompt, as everywhere:
+            `load_prompts` reads those of a file.
         uri: Where the store is, or is to be: a folder, or any address that fsspec knows.
         num: How many pairs; as many as prompts if None.
         guidance_scale: Of the teacher. 5 for Stable Diffusion: 6 saturates (InstaFlow, §3.2).
@@ -106,6 +110,8 @@ def make_pairs(
         worker: Which writer this is, from 0.
         num_workers: How many there are; the number may change from sitting to sitting.
         keep_seconds: How often the pairs of an unfinished shard are kept.
+        other_versions: Make what is missing also with other versions of PyTorch or diffusers than
+            the store was begun with. Their last bits may differ; each such shard says what made it.
         progress: Called after each batch.
         on_event: Told of damaged files.
 
@@ -119,12 +125,10 @@ def make_pairs(
     """
     folder = Folder(uri)
     begun = existing_manifest(folder)
-    prompts = list(prompts)
+    prompts = as_prompts(prompts)
     if images is not None and len(images) != len(prompts):
         raise InputError(f"{len(prompts)} captions for {len(images)} images: give one each")
     num = len(prompts) if num is None else num
-    if not prompts:
-        raise InputError("there are no prompts: give at least one")
     _check_counts(
         num=num,
         shard_size=shard_size,
@@ -165,6 +169,7 @@ def make_pairs(
         prompts_sha256=hash_prompts(prompts),
         num_prompts=len(prompts),
         images_sha256=None if images is None else hash_files(images),
+        identity=model.identity | solver_settings(model, solver),
     )
     with remembering_prompts(model):
         if begun is None:
@@ -175,8 +180,18 @@ def make_pairs(
             begun = read_manifest(folder)
         if threads is None:
             wanted = wanted.model_copy(update={"threads": begun.threads})
-        check_same(folder, begun, wanted)
-        writer = StoreWriter(folder, begun, worker, num_workers, keep_seconds, progress, on_event)
+        check_same(folder, begun, wanted, model.name)
+        writer = StoreWriter(
+            folder,
+            begun,
+            worker,
+            num_workers,
+            keep_seconds,
+            progress,
+            on_event,
+            versions=wanted.versions,
+            other_versions=other_versions,
+        )
         with cpu_threads(begun.threads):
             complete = writer.write(prompts, _source(model, begun, prompts, images))
     return PairsMade(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import warnings
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ from rectiflow.straighten.opened_shard import (
     open_shard,
     read_costs,
 )
-from rectiflow.straighten.pair_batch import PairBatch
+from rectiflow.straighten.pair_batch import Pair, PairBatch
 
-__all__ = ["CorruptShard", "PairBatch", "PairStore"]
+__all__ = ["CorruptShard", "Pair", "PairBatch", "PairStore"]
 
 CACHE_BYTES = 2 * 2**30
 """Of shards that are kept open, unless told otherwise; local ones are mapped, not copied."""
@@ -134,6 +135,27 @@ class PairStore:
     def __len__(self) -> int:
         """How many pairs can be read; `manifest.num` unless shards are left out."""
         return sum(map(len, self.ranges))
+
+    @overload
+    def __getitem__(self, place: int) -> Pair: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Pair]: ...
+    def __getitem__(self, place: int | slice) -> Pair | list[Pair]:
+        """A pair by its place among those that can be read, counted and sliced as in a list.
+
+        The place is the pair's `index`, unless shards are left out. For many pairs at once `pairs`
+        is faster, and for training `PairDataset`, which reads shard after shard.
+
+        Raises:
+            IndexError: There is no such place.
+            CorruptShard: As of `pairs`.
+        """
+        count = len(self)
+        places = range(count)[place if isinstance(place, slice) else operator.index(place)]
+        if isinstance(places, int):
+            return self.pairs([self._index(places)]).pair(0)
+        batch = self.pairs([self._index(number) for number in places])
+        return [batch.pair(row) for row in range(len(batch))]
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
         """Pairs by index, in the order given.
@@ -250,6 +272,16 @@ class PairStore:
             check_noise(self._folder, self.manifest, number, opened)
         self._vouched[number] = opened.vouched
         return opened
+
+    def _index(self, place: int) -> int:
+        """Of the pair at a place."""
+        if len(self) == self.manifest.num:
+            return place
+        for indices in self.ranges:
+            if place < len(indices):
+                return indices[place]
+            place -= len(indices)
+        raise IndexError(place)
 
     def _by_shard(self, rows: Iterable[int]) -> dict[int, list[int]]:
         """The places in a batch that each shard fills."""

@@ -54,10 +54,15 @@ class Sidecar(BaseModel):
     float16 x_0 in the file, as float32. PyTorch does not promise the same random numbers in every
     release; this tells."""
     statistics: Statistics
+    versions: dict[str, str] | None = None
+    """Of the libraries that made it, where these are not those that the store was begun with."""
 
     def to_bytes(self) -> bytes:
         """The file."""
-        return dump_json(self.model_dump(mode="json"))
+        said = self.model_dump(mode="json")
+        if self.versions is None:
+            del said["versions"]
+        return dump_json(said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,9 @@ def shard_of(x_0: Tensor, x_1: Tensor, *, keep_x_0: bool) -> Shard:
     return Shard(stored, _costs(start.float() if start is not None else x_0, stored), start)
 
 
-def sidecar_of(shard: Shard, data: bytes, first: int, x_0: Tensor) -> Sidecar:
+def sidecar_of(
+    shard: Shard, data: bytes, first: int, x_0: Tensor, versions: dict[str, str] | None = None
+) -> Sidecar:
     """Vouch for a shard.
 
     Args:
@@ -130,6 +137,7 @@ def sidecar_of(shard: Shard, data: bytes, first: int, x_0: Tensor) -> Sidecar:
         data: Its file.
         first: The index of its first pair.
         x_0: float32 [n, C, h, w] on the CPU: the noise; not used if the shard stores it.
+        versions: Of the libraries that made it, if they are not the manifest's.
     """
     x_1 = shard.x_1.numpy().astype(np.float64)
     costs = shard.cost.numpy().astype(np.float64)
@@ -147,6 +155,7 @@ def sidecar_of(shard: Shard, data: bytes, first: int, x_0: Tensor) -> Sidecar:
             cost_mean=float(costs.mean()),
             cost_max=float(costs.max()),
         ),
+        versions=versions,
     )
 
 
@@ -155,7 +164,14 @@ def hash_x_0(x_0: Tensor) -> str:
     return sha256(x_0.contiguous().numpy().astype("<f4", copy=False).tobytes())
 
 
-def write_shard(folder: Folder, number: int, shard: Shard, first: int, x_0: Tensor) -> Sidecar:
+def write_shard(
+    folder: Folder,
+    number: int,
+    shard: Shard,
+    first: int,
+    x_0: Tensor,
+    versions: dict[str, str] | None = None,
+) -> Sidecar:
     """Write a shard, then its sidecar, each whole or not at all.
 
     Args:
@@ -164,12 +180,13 @@ def write_shard(folder: Folder, number: int, shard: Shard, first: int, x_0: Tens
         shard: The pairs.
         first: The index of its first pair.
         x_0: As in `sidecar_of`.
+        versions: As in `sidecar_of`.
 
     Raises:
         WorkError: The bytes did not arrive.
     """
     data = shard.to_bytes()
-    sidecar = sidecar_of(shard, data, first, x_0)
+    sidecar = sidecar_of(shard, data, first, x_0, versions)
     folder.write(shard_name(number), data)
     folder.write(sidecar_name(number), sidecar.to_bytes())
     return sidecar

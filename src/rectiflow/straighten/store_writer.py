@@ -8,13 +8,14 @@ the shards of its own that are missing or damaged, and whoever sees all shards t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.models.identity import difference
 from rectiflow.straighten.folder import TEMPORARY, Folder, dump_json
 from rectiflow.straighten.manifest import (
     COMPLETE,
@@ -61,6 +62,8 @@ class StoreWriter:
         keep_seconds: How often the pairs of a shard that is being made are kept.
         progress: Called after every batch, and every shard that is there.
         on_event: Told what there is to tell: shards that are damaged, and what is done about it.
+        versions: Of the libraries that are installed; those of the manifest if None.
+        other_versions: Make shards also where these are others than the manifest's.
     """
 
     folder: Folder
@@ -70,6 +73,8 @@ class StoreWriter:
     keep_seconds: float = 30.0
     progress: Callable[[PairProgress], None] | None = None
     on_event: Report | None = None
+    versions: Mapping[str, str] | None = None
+    other_versions: bool = False
     made: int = field(default=0, init=False)
     """Pairs made by this writer."""
     done: int = field(default=0, init=False)
@@ -100,19 +105,45 @@ class StoreWriter:
             Whether the whole store is there, other writers' shards included.
 
         Raises:
+            InputError: Something is to be made, and other versions are installed than the store was
+                begun with.
             WorkError: A file could not be written, or a pair could not be made.
         """
         names = self.folder.names()
         mine = {name for s in self.shards for name in (shard_name(s), sidecar_name(s))}
         if not mine <= names:
+            self._check_versions()
             self.folder.check_writable()
+        missing = [shard for shard in self.shards if not self._is_there(shard, names)]
+        if missing:
+            self._check_versions()
         self._write_prompts(prompts)
         self.folder.remove(self.folder.temporaries(names, mine))
-        missing = [shard for shard in self.shards if not self._is_there(shard, names)]
         for shard in missing:
             self._make(shard, source, names)
-            Unfinished(self.folder, self.manifest, shard).drop(self.folder.names())
+            self._unfinished(shard).drop(self.folder.names())
         return self._complete()
+
+    @property
+    def _others(self) -> dict[str, str] | None:
+        """What makes shards here, if that is not what the store was begun with."""
+        if self.versions is None or self.versions == self.manifest.versions:
+            return None
+        return dict(self.versions)
+
+    def _check_versions(self) -> None:
+        if self._others is None or self.other_versions:
+            return
+        begun = self.manifest.versions
+        name, now = next((n, v) for n, v in self._others.items() if v != begun[n])
+        raise InputError(
+            f"{self.folder.uri} was begun with {name} {begun[name]}, and {now} is installed: "
+            f"install {name}=={begun[name]}, or let this version make what is missing with "
+            "--allow-other-versions (other_versions=True), which each of its shards will say"
+        )
+
+    def _unfinished(self, shard: int) -> Unfinished:
+        return Unfinished(self.folder, self.manifest, shard, self._others)
 
     def _write_prompts(self, prompts: Sequence[str]) -> None:
         data = self.folder.read(PROMPTS)
@@ -144,7 +175,7 @@ class StoreWriter:
     def _make(self, shard: int, source: Source, names: set[str]) -> None:
         indices = self.manifest.shard_range(shard)
         inverted = self.manifest.kind == "inverted"
-        unfinished = Unfinished(self.folder, self.manifest, shard)
+        unfinished = self._unfinished(shard)
         parts = unfinished.load(names)
         kept = sum(len(part.x_1) for part in parts)
         starts = [source.noise(indices[:kept])] if kept and not inverted else []
@@ -172,7 +203,7 @@ class StoreWriter:
                 last, kept, kept_parts = time.monotonic(), end, len(parts)
         whole = joined(parts)
         x_0 = whole.x_0.float() if whole.x_0 is not None else torch.cat(starts)
-        sidecar = write_shard(self.folder, shard, whole, indices[0], x_0)
+        sidecar = write_shard(self.folder, shard, whole, indices[0], x_0, self._others)
         self._count(0, sidecar.size + len(sidecar.to_bytes()))
 
     def _complete(self) -> bool:
@@ -182,6 +213,7 @@ class StoreWriter:
         if not {name for s in shards for name in (shard_name(s), sidecar_name(s))} <= names:
             return False
         checksums: dict[str, str] = {}
+        others: dict[str, dict[str, str]] = {}
         for shard in shards:
             try:
                 sidecar = read_sidecar(self.folder, self.manifest, shard)
@@ -191,7 +223,10 @@ class StoreWriter:
             if sidecar is None:
                 return False
             checksums[shard_name(shard)] = sidecar.sha256
-        data = dump_json({"num": self.manifest.num, "shards": checksums})
+            if sidecar.versions is not None:
+                others[shard_name(shard)] = sidecar.versions
+        said = {"num": self.manifest.num, "shards": checksums}
+        data = dump_json(said | ({"other_versions": others} if others else {}))
         if self.folder.read(COMPLETE) != data:
             self.folder.write(COMPLETE, data)
         self.folder.remove(name for name in self.folder.names() if name.startswith(TEMPORARY))
@@ -226,25 +261,37 @@ def existing_manifest(folder: Folder) -> Manifest | None:
     return None
 
 
-def check_same(folder: Folder, found: Manifest, wanted: Manifest) -> None:
+def check_same(folder: Folder, found: Manifest, wanted: Manifest, name: str) -> None:
     """Refuse to go on with a store under settings that it was not begun with.
+
+    Args:
+        folder: The store.
+        found: Its manifest.
+        wanted: What is asked for.
+        name: Of the teacher, as it was given.
 
     Raises:
         InputError: Names the first setting that differs, with both values.
     """
-    for name in _COMPARED:
-        had, now = getattr(found, name), getattr(wanted, name)
-        if had != now:
-            raise InputError(f"{folder.uri} {_difference(name, had, now, found)}")
+    for setting in _COMPARED:
+        had, now = getattr(found, setting), getattr(wanted, setting)
+        if setting == "identity":
+            if words := difference(had, now, "the store", name):
+                raise InputError(
+                    f"{folder.uri} was begun with the same weights as another field ({words}): put "
+                    "that back, or give another address"
+                )
+        elif had != now:
+            raise InputError(f"{folder.uri} {_difference(setting, had, now, found)}")
 
 
 # Those that explain others come first: a network in another dtype has other weights. The name is
-# left out: a model is the same whatever its folder is called.
+# left out: a model is the same whatever its folder is called; and versions, which can be accepted.
 _COMPARED = (
     *("kind", "dtype", "weight_hash", "family", "prompts_sha256", "images_sha256"),
-    *("num", "shard_size", "batch_size", "solver", "num_inference_steps", "guidance_scale"),
-    *("negative_prompt", "height", "width", "latent_shape", "base_seed", "device", "torch"),
-    *("diffusers", "threads", "num_prompts"),
+    *("num", "shard_size", "batch_size", "solver", "identity", "num_inference_steps"),
+    *("guidance_scale", "negative_prompt", "height", "width", "latent_shape", "base_seed"),
+    *("device", "threads", "num_prompts"),
 )
 
 

@@ -2,15 +2,18 @@
 
 A part has its first row and the checksum of its bytes in its name, and so vouches for itself. Parts
 are unfinished files like others: readers do not see them, and none is left in a finished store.
+Parts that other versions of the libraries made have these in their name too, by their checksum, and
+are passed over: a shard is made by one version.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 
-from rectiflow.straighten.folder import TEMPORARY, Folder, sha256
+from rectiflow.straighten.folder import TEMPORARY, Folder, dump_json, sha256
 from rectiflow.straighten.manifest import Manifest
 from rectiflow.straighten.shard import DamagedShard, Shard
 
@@ -22,10 +25,18 @@ class Unfinished:
         folder: The store.
         manifest: Of the store.
         shard: Its number.
+        versions: Of the libraries that make it, if they are not the manifest's.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, shard: int) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        shard: int,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.manifest = folder, manifest
+        self._ending = f"-{sha256(dump_json(dict(versions)))[:8]}" if versions else ""
         self.indices = manifest.shard_range(shard)
         self._beginning = f"{TEMPORARY}part-{shard:06d}-"
 
@@ -61,7 +72,7 @@ class Unfinished:
             WorkError: The bytes did not arrive.
         """
         data = part.to_bytes()
-        name = f"{self._beginning}{row:08d}-{len(part.x_1):08d}-{sha256(data)}"
+        name = f"{self._beginning}{row:08d}-{len(part.x_1):08d}-{sha256(data)}{self._ending}"
         self.folder.write(name, data)
 
     def drop(self, names: set[str]) -> None:
@@ -69,7 +80,8 @@ class Unfinished:
         self.folder.remove(name for name in names if name.startswith(self._beginning))
 
     def _parsed(self, names: set[str]) -> list[tuple[int, int, str, str]]:
-        pattern = re.compile(re.escape(self._beginning) + r"(\d{8})-(\d{8})-([0-9a-f]{64})")
+        rest = r"(\d{8})-(\d{8})-([0-9a-f]{64})"
+        pattern = re.compile(re.escape(self._beginning) + rest + re.escape(self._ending))
         found = ((pattern.fullmatch(name), name) for name in names)
         return [(int(m[1]), int(m[2]), m[3], name) for m, name in found if m is not None]
 
