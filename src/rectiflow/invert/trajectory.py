@@ -26,6 +26,7 @@ from rectiflow.invert.result import InversionResult
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.identity import difference
 from rectiflow.models.images import Restore
 from rectiflow.models.prompts import Conditioning
 
@@ -172,6 +173,7 @@ class Inversion:
             "format": FORMAT,
             "model": self.model.name,
             "weight_hash": self.model.weight_hash,
+            "identity": self.model.identity,
             "source_prompt": self.source_prompt,
             "preset": dataclasses.asdict(self.preset),
             "restore": dataclasses.asdict(self.restore),
@@ -225,6 +227,11 @@ class Inversion:
                 f"{path} was made with {about['model']} (weights {about['weight_hash'][:12]}) and "
                 f"not with {model.name} (weights {model.weight_hash[:12]}): load that model in the "
                 "same dtype, or invert again"
+            )
+        if words := difference(about.get("identity"), model.identity, str(path), model.name):
+            raise InputError(
+                f"{path} was made by the same weights as another field ({words}): put that back, "
+                "or invert again"
             )
         try:
             preset = Preset(**about["preset"] | {"features": tuple(about["preset"]["features"])})

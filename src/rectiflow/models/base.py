@@ -57,6 +57,8 @@ class FlowModel(ABC):
         self.metadata = metadata or Metadata()
         self.loaded_with: dict[str, Any] = {}
         """What `load` was told beside the name and the dtype: base, lora, variant, …, as given."""
+        self.record: dict[str, Any] | None = None
+        """Where it comes from, of a student whose folder need not be there."""
         self._dtype: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
 
     # What the network is.

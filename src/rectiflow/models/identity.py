@@ -35,7 +35,7 @@ PROBE = "Two cats & a dog, 3 o'clock: déjà vu"
 """What tokenizers are known by is the tokens they make of it, padding included."""
 _SHOWN = 3
 _TABLE = 4
-"""Steps between the entries of ᾱ that stand for a noise schedule whose settings may say less than its class does."""
+"""Parts of the table of ᾱ whose ends are kept, since a scheduler's class decides on it as well."""
 
 
 def identity_of(model: FlowModel) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _schedule(model: FlowModel) -> dict[str, Any]:
     config = getattr(scheduler, "config", {})
     path = model.diffusion_path
     found = {"prediction_type": config.get("prediction_type", model.prediction_type)}
-    names = FLOW if path is None else DIFFUSION
+    names: tuple[str, ...] = FLOW if path is None else DIFFUSION
     if path is None and config.get("use_dynamic_shifting"):
         names += DYNAMIC
     found |= plain({name: config[name] for name in names if name in config})
@@ -117,19 +117,20 @@ def _schedule(model: FlowModel) -> dict[str, Any]:
     return found
 
 
+_LIBRARIES = (None, "diffusers", "transformers", "rectiflow")
+
+
 def _is_component(value: Any) -> bool:
     """Whether an entry of a pipeline's configuration says which class a part is of."""
     return isinstance(value, tuple | list) and len(value) == 2 and value[0] in _LIBRARIES
-
-
-_LIBRARIES = (None, "diffusers", "transformers", "rectiflow")
 
 
 def _related(value: Any) -> Any:
     if isinstance(value, Mapping):
         kept = {k: v for k, v in value.items() if k not in UNRELATED and not str(k).startswith("_")}
         return {str(k): _related(v) for k, v in kept.items()}
-    return value
+    # JSON has no infinity.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_json(value: Any) -> Any:

@@ -13,6 +13,7 @@ from rectiflow.invert.inverting import from_seed, invert
 from rectiflow.invert.presets import INVERSION_SETTINGS, Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
+from rectiflow.models.identity import difference
 
 
 def inverted(
@@ -56,10 +57,14 @@ def check_reuse(
     Raises:
         InputError: names what was inverted otherwise.
     """
-    if inversion.model is not model and inversion.model.weight_hash != model.weight_hash:
+    made_by = inversion.model
+    if made_by is not model and (
+        made_by.weight_hash != model.weight_hash
+        or difference(made_by.identity, model.identity, made_by.name, model.name)
+    ):
         raise InputError(
-            f"the inversion was made with {inversion.model.name} and not with {model.name}, whose "
-            "weights differ: edit with that model, or invert again"
+            f"the inversion was made with {made_by.name} and not with {model.name}, whose weights "
+            "or settings differ: edit with that model, or invert again"
         )
     made = {"source_prompt": inversion.source_prompt} | {
         name: getattr(inversion.preset, name) for name in INVERSION_SETTINGS

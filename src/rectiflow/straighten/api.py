@@ -10,6 +10,7 @@ from rectiflow.errors import WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.straighten.assembly import loaded
 from rectiflow.straighten.phases import FIRST, plan_phases, run_phases
+from rectiflow.straighten.training_record import read_record, short_name
 
 
 def reflow(
@@ -33,7 +34,7 @@ def reflow(
         **settings: Of `StraightenConfig`.
 
     Returns:
-        The student, its averaged weights in float32.
+        The student, its averaged weights in float32, with its lineage (`record`).
 
     Raises:
         InputError: The settings or the pairs do not fit.
@@ -80,7 +81,8 @@ def _straighten(
     max_minutes: float | None,
     settings: dict[str, Any],
 ) -> FlowModel:
-    given = settings | {"model": model if isinstance(model, str) else model.name}
+    begun_as = model if isinstance(model, str) else model.name
+    given = settings | {"model": begun_as}
     if isinstance(model, FlowModel):  # for when the run is taken up again
         told = {"loras" if key == "lora" else key: v for key, v in model.loaded_with.items()}
         given |= {key: value for key, value in told.items() if key in FIRST}
@@ -97,4 +99,8 @@ def _straighten(
                 f"{last.name} is at step {last.step} of {last.config.steps}: call again with the "
                 "same run to go on"
             )
-        return loaded(str(plans[-1].model))
+        student = loaded(str(plans[-1].model))
+        student.record = read_record(plans[-1].model)
+        if run is None:  # its folder goes, and what it descends from must not be looked for there
+            student.name = f"{short_name(Path(begun_as))}-{kind}"
+        return student

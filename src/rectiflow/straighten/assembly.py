@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from accelerate import PartialState
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.identity import difference
 from rectiflow.models.load import load
 from rectiflow.straighten.coupling import Annealed, Coupling, Independent, Piece, StoredPairs
 from rectiflow.straighten.curation import Curated, Mixed, PairSource, keep_pairs
@@ -24,7 +24,7 @@ from rectiflow.straighten.reading import PairStore
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.student import begin
-from rectiflow.straighten.training_record import read_record
+from rectiflow.straighten.training_record import begun_record, record_of
 
 HELD_OUT = 2**31
 """Number of the first sample that is only looked at, where samples never end."""
@@ -40,8 +40,8 @@ def assemble(
         model: What the student begins as, if it is loaded already; else `config.model` is.
 
     Returns:
-        The task, and what a run that is resumed must find again: hashes of the model it began as,
-        of its teacher, and of what its pairs are.
+        The task, and what a run that is resumed must find again: the weights and field of the
+        model it began as and of its teacher, and what its pairs are.
 
     Raises:
         InputError: A part is missing, or the parts do not belong together.
@@ -61,12 +61,14 @@ def assemble(
     )
     teacher = _teacher(config, model) if config.coupling == "online" or config.windows else None
     coupling, held_out = _couplings(config, student, store, teacher)
-    identity = {"model": model.weight_hash}
+    identity: dict[str, Any] = {"model": model.weight_hash, "identity": model.identity}
     if store is not None:
         identity["pairs"] = json.loads(store.manifest.to_bytes())
     if teacher is not None:
         identity["teacher"] = teacher.model.weight_hash
-    return StraightenTask(config, student, coupling, held_out, _record(identity, model)), identity
+        identity["teacher_identity"] = teacher.model.identity
+    record = begun_record(identity, model)
+    return StraightenTask(config, student, coupling, held_out, record), identity
 
 
 def loaded(name: str, **told: Any) -> FlowModel:
@@ -84,8 +86,8 @@ def check_store(manifest: Manifest, uri: str, model: FlowModel, any_teacher: boo
     """See that a store's pairs are this model's to learn from.
 
     A student learns from its teacher's pairs, and goes on learning from them: the store's teacher
-    must be the model itself, or one that it descends from as its record has it. The weights decide,
-    not the name.
+    must be the model itself, or one that it descends from as its record has it. Its weights decide,
+    and what its field is beside them (`FlowModel.identity`) where that is known; not the name.
 
     Args:
         manifest: Of the store.
@@ -107,22 +109,24 @@ def check_store(manifest: Manifest, uri: str, model: FlowModel, any_teacher: boo
             f"{uri} has latents of {list(manifest.latent_shape)} where {model.name} has "
             f"{list(shape)}: make pairs with it, or with a model that has its codec"
         )
-    if any_teacher or manifest.weight_hash in ancestors(model):
+    if any_teacher:
         return
-    if manifest.weight_hash == _hash_in(model, manifest.dtype):
-        return
-    raise InputError(
-        f"{uri} has pairs of {manifest.model} with other weights than those of {model.name} or of "
-        "what it descends from: name that teacher with --model, make new pairs, or accept them "
-        "with --any-teacher"
-    )
-
-
-def ancestors(model: FlowModel) -> list[str]:
-    """The weight hashes of the models that a student descends from, as its folder records them."""
-    folder = Path(model.name).expanduser()
-    record = read_record(folder) if folder.is_dir() else None
-    return list((record or {}).get("ancestors", []))
+    record = record_of(model) or {}
+    if manifest.weight_hash in record.get("ancestors", []):
+        field, name = record.get("identities", {}).get(manifest.weight_hash, {}), manifest.model
+    elif manifest.weight_hash == _hash_in(model, manifest.dtype):
+        field, name = model.identity, model.name
+    else:
+        raise InputError(
+            f"{uri} has pairs of {manifest.model} with other weights than those of {model.name} or "
+            "of what it descends from: name that teacher with --model, make new pairs, or accept "
+            "them with --any-teacher"
+        )
+    if words := difference(manifest.identity, field, "the store", name):
+        raise InputError(
+            f"{uri} has pairs of the same weights as another field ({words}): put that back, make "
+            "new pairs, or accept them with --any-teacher"
+        )
 
 
 def _hash_in(model: FlowModel, dtype: str) -> str:
@@ -134,18 +138,6 @@ def _hash_in(model: FlowModel, dtype: str) -> str:
         return load(model.name, dtype=wanted, device="cpu", **model.loaded_with).weight_hash
     except InputError:  # a model that was made in memory
         return ""
-
-
-def _record(identity: dict[str, Any], model: FlowModel) -> dict[str, Any]:
-    """What an export says of where it comes from."""
-    known = [*ancestors(model), identity["model"]]
-    if "pairs" in identity:
-        known.append(identity["pairs"]["weight_hash"])
-    return {
-        "began_as": {"model": model.name, "weight_hash": identity["model"]},
-        "ancestors": list(dict.fromkeys(known)),
-        **{key: value for key, value in identity.items() if key != "model"},
-    }
 
 
 def _teacher(config: StraightenConfig, model: FlowModel) -> Teacher:

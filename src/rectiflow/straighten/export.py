@@ -69,7 +69,8 @@ def save_pipeline(
         model: A student, or any model.
         folder: New, empty, or an earlier export.
         dtype: Of all weights in the files.
-        record: Where the model comes from; as `StraightenTask.export` puts it together.
+        record: Where the model comes from; as `StraightenTask.export` puts it together. What the
+            model itself carries if None.
         student_steps: The numbers of steps that it was made for; none for a model that was not
             trained for few.
         guidance_scale: At which it is to be used, if that is known better than by the rule: 1.5
@@ -84,7 +85,7 @@ def save_pipeline(
         check_guidance("guidance_scale", guidance_scale)
     put_back(folder)
     check_folder(folder)
-    record = completed(record or {}, model)
+    record = completed(record or model.record or {}, model)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with quiet_libraries():
@@ -176,11 +177,16 @@ def completed(record: Mapping[str, Any], model: FlowModel) -> dict[str, Any]:
     }
     origin = full.get("began_as", {}).get("model", model.name)
     place = Path(str(origin)).expanduser()
-    before = read_record(place) if place.is_dir() else None
+    before = full.get("before") or (read_record(place) if place.is_dir() else None)
     if "began_as" in full and before is not None:
-        full.setdefault("before", before)
+        full["before"] = before
     named = (before or {}).get("base_model")
-    if not place.is_dir() and origin != "unnamed" and re.fullmatch(NAME, str(origin)):
+    if (
+        before is None
+        and not place.is_dir()
+        and origin != "unnamed"
+        and re.fullmatch(NAME, str(origin))
+    ):
         named = str(origin)
     if named is not None:
         full.setdefault("base_model", named)

@@ -17,15 +17,15 @@ import torch
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX
+from rectiflow.models.identity import difference
 from rectiflow.models.load import load
 from rectiflow.settings_file import read_yaml
 from rectiflow.straighten import checkpoint
-from rectiflow.straighten.assembly import ancestors
 from rectiflow.straighten.card import made_for_few_steps
 from rectiflow.straighten.config import validate
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import begin
-from rectiflow.straighten.training_record import MODEL, read_record
+from rectiflow.straighten.training_record import MODEL, begun_record, read_record
 
 CONFIG = "config.yaml"
 CURVE = 50
@@ -105,10 +105,7 @@ def load_student(
     )
     _install(student, state, found)
     step = int(state["progress"]["step"])
-    record = {
-        "began_as": {"model": model.name, "weight_hash": identity["model"]},
-        "ancestors": _ancestors(model, identity),
-        **{key: value for key, value in identity.items() if key != "model"},
+    record = begun_record(identity, model) | {
         "config": config.model_dump(mode="json"),
         "run": facts(run, config, step),
     }
@@ -169,14 +166,9 @@ def _identity(state: dict[str, Any], model: FlowModel, found: Path) -> dict[str,
             f"{found} was begun as a model with the weights {known[:12]}, and {model.name} has "
             f"{model.weight_hash[:12]}: put the old model back in its place"
         )
+    if words := difference(identity.get("identity"), model.identity, "the checkpoint", model.name):
+        raise InputError(f"{found} was begun as another field ({words}): put that back")
     return identity
-
-
-def _ancestors(model: FlowModel, identity: dict[str, Any]) -> list[str]:
-    known = [*ancestors(model), identity["model"]]
-    if "pairs" in identity:
-        known.append(identity["pairs"]["weight_hash"])
-    return list(dict.fromkeys(known))
 
 
 def _install(student: FlowModel, state: dict[str, Any], found: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.models.identity import difference
 from rectiflow.straighten.processes import split_like, whole
 
 if TYPE_CHECKING:
@@ -92,14 +93,30 @@ def _same(
 ) -> None:
     """Refuse a checkpoint of another run."""
     if "identity" in progress:
-        had, now = progress["identity"], identity
-        for key in sorted({*had, *now}):
+        had, now = dict(progress["identity"]), dict(identity)
+        model = str(getattr(learner.config, "model", "the model"))
+        teacher = getattr(learner.config, "teacher", None) or model
+        _same_field(had, now, "identity", model, found)
+        _same_field(had, now, "teacher_identity", teacher, found)
+        # Of a store each setting by itself, and its field in the same way.
+        stores = [identity.pop("pairs", None) or {} for identity in (had, now)]
+        had |= {f"{key} of the pairs": value for key, value in stores[0].items()}
+        now |= {f"{key} of the pairs": value for key, value in stores[1].items()}
+        _same_field(had, now, "identity of the pairs", "the store", found)
+        for key in sorted({*had, *now} - {"format of the pairs"}):
             if had.get(key) != now.get(key):
                 raise _other(found, key, had.get(key), now.get(key))
     config = learner.config.model_dump(mode="json")
     for key, had in progress.get("config", {}).items():
         if key in config and key not in learner.config.CHANGEABLE and config[key] != had:
             raise _other(found, key, had, config[key])
+
+
+def _same_field(had: dict[str, Any], now: dict[str, Any], key: str, name: str, found: Path) -> None:
+    """Refuse another `FlowModel.identity`; runs and stores of earlier versions have none."""
+    kept, current = had.pop(key, None), now.pop(key, None)
+    if words := difference(kept, current or {}, "the checkpoint", name):
+        raise InputError(f"{found} is of another run: {words}; {REMEDY}")
 
 
 def _load_weights(learner: Learner, saved: dict[str, Tensor], found: Path) -> None:

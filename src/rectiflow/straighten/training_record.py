@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rectiflow.errors import InputError
+from rectiflow.models.base import FlowModel
 
 FILE_NAME = "training.json"
 MODEL = "model"
@@ -40,3 +42,45 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise InputError(f"{file} is not the record of a training")
     return found
+
+
+def record_of(model: FlowModel) -> dict[str, Any] | None:
+    """The record that a model carries, or else that of its folder; None if there is neither.
+
+    Raises:
+        InputError: As `read_record`.
+    """
+    if model.record is not None:
+        return model.record
+    folder = Path(model.name).expanduser()
+    return read_record(folder) if folder.is_dir() else None
+
+
+def begun_record(identity: Mapping[str, Any], model: FlowModel) -> dict[str, Any]:
+    """What the model of a run says of where it comes from.
+
+    Args:
+        identity: Of the run, as `assemble` gives it.
+        model: What the run began as.
+
+    Returns:
+        `began_as`, what else the run depends on, the weight hashes of all `ancestors` with what is
+        known of their fields (`identities`), and the record of the model `before`.
+    """
+    before = dict(record_of(model) or {})
+    fields = {**before.pop("identities", {}), identity["model"]: identity.get("identity")}
+    known = [*before.get("ancestors", []), identity["model"]]
+    pairs = dict(identity.get("pairs", {}))
+    if pairs:
+        known.append(pairs["weight_hash"])
+        fields.setdefault(pairs["weight_hash"], pairs.pop("identity", None))
+    record: dict[str, Any] = {
+        "began_as": {"model": model.name, "weight_hash": identity["model"]},
+        "ancestors": list(dict.fromkeys(known)),
+        "identities": {weights: field for weights, field in fields.items() if field is not None},
+    }
+    if pairs:
+        record["pairs"] = pairs
+    if "teacher" in identity:
+        record["teacher"] = identity["teacher"]
+    return record | ({"before": before} if before else {})

@@ -59,7 +59,7 @@ def test_another_teacher_is_refused(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"prompts": []}, "there are no prompts: give at least one"),
+        ({"prompts": []}, "no prompt: give one or more"),
         ({"num": 0}, "num is 0: give 1 or more"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
