@@ -83,8 +83,8 @@ def test_manifests_that_cannot_be_used(folder: Folder) -> None:
         folder.write(MANIFEST, bad)
         with pytest.raises(InputError, match=r"manifest.json is not the manifest of a store"):
             read_manifest(folder)
-    folder.write(MANIFEST, json.dumps(good | {"format": 2, "new": 1}).encode())
-    with pytest.raises(InputError, match="is of format 2, and this version reads up to 1: update"):
+    folder.write(MANIFEST, json.dumps(good | {"format": 3, "new": 1}).encode())
+    with pytest.raises(InputError, match="is of format 3, and this version reads up to 2: update"):
         read_manifest(folder)
     with pytest.raises(ValueError, match="num"):
         manifest_of(num=0)

@@ -102,5 +102,5 @@ def _straighten(
         student = loaded(str(plans[-1].model))
         student.record = read_record(plans[-1].model)
         if run is None:  # its folder goes, and what it descends from must not be looked for there
-            student.name = f"{short_name(Path(begun_as))}-{kind}"
+            student.name = f"{kind} of {short_name(Path(begun_as))}"
         return student

@@ -181,12 +181,7 @@ def completed(record: Mapping[str, Any], model: FlowModel) -> dict[str, Any]:
     if "began_as" in full and before is not None:
         full["before"] = before
     named = (before or {}).get("base_model")
-    if (
-        before is None
-        and not place.is_dir()
-        and origin != "unnamed"
-        and re.fullmatch(NAME, str(origin))
-    ):
+    if not place.is_dir() and origin != "unnamed" and re.fullmatch(NAME, str(origin)):
         named = str(origin)
     if named is not None:
         full.setdefault("base_model", named)

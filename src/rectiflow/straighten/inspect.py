@@ -50,7 +50,7 @@ class Inspection:
     unfinished: list[str]
     """Shards that a store that is not complete lacks."""
     other_versions: dict[str, dict[str, str]]
-    """Shards made by other versions of the libraries than the store was begun with, and by which."""
+    """Shards that other versions of the libraries made than the store was begun with, and which."""
     examined: int
     """Pairs that the figures below are of, spread evenly over the store."""
     transport_cost: dict[str, Estimate]

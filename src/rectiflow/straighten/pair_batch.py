@@ -13,7 +13,7 @@ from torch import Tensor
 class Pair(NamedTuple):
     """A pair (x_0, x_1); a DataLoader stacks several into one of batches."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # of tuples it is a method
     """In its store."""
     prompt: str
     seed: int
