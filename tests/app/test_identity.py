@@ -81,7 +81,11 @@ def pairs(run: Run) -> Pairs:
             {"attention_head_dim": 4},
             "attention_head_dim: 2 in the store, 4 in teacher/unet/config.json",
         ),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": 20}, "length: 24 in the store, 20"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": 20},
+            "length: 24 in the store, 20",
+        ),
     ],
 )
 def test_two_workers_and_a_teacher_edited_between_them(
@@ -90,7 +94,9 @@ def test_two_workers_and_a_teacher_edited_between_them(
     assert pairs("--worker", "1/2").code == 0
     before = {path: path.read_bytes() for path in Path("store").iterdir()}
     was = edit(teacher / file, **change)
-    pairs("--worker", "2/2").refuses("store was begun with the same weights as another field", words)
+    pairs("--worker", "2/2").refuses(
+        "store was begun with the same weights as another field", words
+    )
     assert {path: path.read_bytes() for path in Path("store").iterdir()} == before
     (teacher / file).write_text(json.dumps(was))
     assert pairs("--worker", "2/2", "--json").data["complete"]
@@ -128,7 +134,8 @@ def test_training_asks_for_the_teachers_field_too(pairs: Pairs, run: Run, teache
     words = [word for k, v in TRAIN.items() for word in ("--set", f"{k}={v}")]
     train = ("reflow", "--pairs", "store", *words)
     run(*train, "--model", "other", "-o", "r").refuses(
-        "store has pairs of the same weights as another field", "--any-teacher",
+        "store has pairs of the same weights as another field",
+        "--any-teacher",
         f"prediction_type: epsilon in the store, v_prediction in other/{SCHEDULER}",
     )
     begun = (*train, "--model", teacher, "-o", "r")
@@ -164,7 +171,7 @@ def test_a_saved_inversion_is_edited_as_the_same_field(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(kept / "sd3", "m")
-    made = ("--model", "m", "--from", "a red cat", "--steps", 2)
+    made = ("--model", "m", "--prompt", "a red cat", "--steps", 2)
     assert run("invert", photo, *made, "-o", "i.safetensors").code == 0
     edited = ("edit", "i.safetensors", "--model", "m", "--to", "a dog", "-o", "out")
     assert run(*edited).code == 0
