@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rectiflow as rf
+from rectiflow.straighten.export import save_pipeline
+from rectiflow.straighten.training_record import read_record
 from tests.app.conftest import Run
 from tests.tiny import tiny_sd3
 from tests.tiny_sd import tiny_sd
@@ -180,3 +184,31 @@ def test_a_saved_inversion_is_edited_as_the_same_field(
         "i.safetensors was made by the same weights as another field",
         f"shift: 3.0 in i.safetensors, 1.0 in m/{SCHEDULER}",
     )
+
+
+def test_students_without_a_run_know_where_they_come_from(pairs: Pairs, teacher: Path) -> None:
+    assert pairs().code == 0
+    begun = rf.load(teacher, device="cpu")
+    reflowed = rf.reflow(begun, "store", **TRAIN)
+    one_step = rf.distill(reflowed, "store", **TRAIN)
+    assert one_step.name == "distill of reflow of teacher"
+    record, weights = one_step.record, (begun.weight_hash, reflowed.weight_hash)
+    assert record is not None and record["config"]["kind"] == "distill"
+    assert record["before"]["config"]["kind"] == "reflow" and record["before"]["run"]["loss"]
+    assert record["began_as"] == {"model": reflowed.name, "weight_hash": weights[1]}
+    assert record["before"]["began_as"]["weight_hash"] == weights[0]
+    assert set(weights) == set(record["ancestors"]) == set(record["identities"])
+    # Nothing in it is of a folder that is gone, and a folder of it says the same.
+    assert not [text for text in strings(record) if Path(text).is_absolute()]
+    save_pipeline(one_step, Path("out"), record=record, student_steps=(1,))
+    assert read_record(Path("out")) == record
+    card = Path("out/README.md").read_text()
+    assert "reflow of teacher" in card and tempfile.gettempdir() not in card
+
+
+def strings(data: Any) -> list[str]:
+    if isinstance(data, dict):
+        return [text for key, value in data.items() for text in (key, *strings(value))]
+    if isinstance(data, list):
+        return [text for value in data for text in strings(value)]
+    return [data] if isinstance(data, str) else []

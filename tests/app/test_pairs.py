@@ -343,3 +343,44 @@ def test_ranks_of_torchrun(model: Path, prompts: Path, whole: Path, tmp_path: Pa
     )
     assert json.loads(done.stdout)["num_workers"] == 2
     assert contents(store) == contents(whole)
+
+
+def test_a_store_goes_on_with_other_versions_when_told_to(
+    make: Make, run: Run, whole: Path, tmp_path: Path
+) -> None:
+    """Those that were installed may be gone; each shard says what made it."""
+    store = tmp_path / "store"
+    assert make("--worker", "1/2", out=store).code == 0
+    manifest = store / "manifest.json"
+    text = manifest.read_text()
+    import diffusers
+
+    here = f'"diffusers": "{diffusers.__version__}"'
+    assert here in text
+    manifest.write_text(text.replace(here, '"diffusers": "0.42.0.old"'))
+    before = contents(store)
+    make("--worker", "2/2", out=store).refuses(
+        f"was begun with diffusers 0.42.0.old, and {diffusers.__version__} is installed",
+        "install diffusers==0.42.0.old, or let this version",
+        "--allow-other-versions",
+    )
+    assert contents(store) == before
+    assert make("--worker", "2/2", "--allow-other-versions", "--json", out=store).data["complete"]
+    sidecars = {file.name: json.loads(file.read_text()) for file in store.glob("shard*.json")}
+    assert [bool(sidecars[name].get("versions")) for name in sorted(sidecars)] == [
+        False,
+        True,
+    ] * 2 + [False]
+    words = run("pairs", "inspect", store).out
+    assert "shard-000001, shard-000003 by torch" in words and diffusers.__version__ in words
+    # With its own versions nothing has to be allowed, and nothing is said.
+    names = [name for name in contents(whole) if name.endswith(".safetensors")]
+    assert {n: contents(store)[n] for n in names} == {n: contents(whole)[n] for n in names}
+
+
+def test_a_list_in_json_is_the_same_store(make: Make, whole: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "p.json"
+    listed.write_text(json.dumps([{"caption": p} for p in [*PROMPTS.splitlines(), " "]]))
+    done = make("--json", out=tmp_path / "store", prompts=listed)
+    assert contents(tmp_path / "store") == contents(whole)
+    assert done.data["warnings"] == [f"{listed}: 1 prompt is blank and skipped"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -48,25 +51,86 @@ def test_csv(tmp_path: Path) -> None:
     assert load_prompts(file) == ["one\u2028line"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "json", "jsonl", "ndjson"])
+def test_one_list_in_every_format_with_blanks_skipped_and_counted(
+    tmp_path: Path, kind: str, packed: bool
+) -> None:
+    rows = [*PROMPTS[:2], "", *PROMPTS[2:], "  ", "the last"]
+    out = io.StringIO(newline="")
+    match kind:
+        case "txt":
+            out.write("\n".join(rows))
+        case "csv" | "tsv":
+            table = csv.writer(out, delimiter="," if kind == "csv" else "\t")
+            table.writerows([["caption", "id"], *([row, "7"] for row in rows)])
+        case "json":
+            json.dump(rows, out)
+        case _:
+            out.write(
+                "\n".join(json.dumps({"prompt": row}) if row.strip() else row for row in rows)
+            )
+    data = out.getvalue().encode()
+    file = tmp_path / f"p.{kind}{'.gz' if packed else ''}"
+    written(file, gzip.compress(data) if packed else data)
+    with pytest.warns(UserWarning, match=rf"p\.{kind}.*: 2 prompts are blank and skipped"):
+        assert load_prompts(file) == [*PROMPTS, "the last"]
+    with pytest.raises(InputError, match="the prompt is empty"):
+        load_prompts(file, blanks=False)
+
+
+def test_the_only_column_needs_no_name(tmp_path: Path) -> None:
+    assert load_prompts(written(tmp_path / "p.csv", "title\na cat\n")) == ["a cat"]
+    assert load_prompts(written(tmp_path / "p.json", '[{"title": "a cat"}]')) == ["a cat"]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    if importlib.util.find_spec("pyarrow") is None:
+        written(file, b"PAR1")
+        with pytest.raises(
+            InputError, match=r"needs the package datasets: .*rectiflow\[datasets\]"
+        ):
+            load_prompts(file)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": ["a cat", None, "a dog"]}), file)
+    with pytest.warns(UserWarning, match="1 prompt is blank and skipped"):
+        assert load_prompts(file) == ["a cat", "a dog"]
+    with pytest.raises(InputError, match=r"p.parquet has no column 'c'; it has id, text"):
+        load_prompts(f"{file}:c")
+    written(file, b"PAR1")
+    with pytest.raises(InputError, match="is not a Parquet file"):
+        load_prompts(file)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "column", "line"),
     [
         ("p.txt", "", "", "has no prompts: give at least one"),
         ("p.txt", "\n \n", "", "has no prompts"),
-        ("p.txt", "a cat\n\na dog\n", "", "p.txt, line 2: it is empty; remove it"),
-        ("p.txt", b"a cat\n\xff\xfe", "", "p.txt is not text in UTF-8"),
+        ("p.txt", b"a cat\n\xff\xfe", "", "p.txt, line 2: it is not text in UTF-8"),
+        ("p.txt", "a cat".encode("utf-16"), "", "p.txt, line 1: it is not text in UTF-8"),
+        ("p.xlsx", "a cat", "", "p.xlsx is not a list of prompts by its name: give .txt, .csv,"),
+        ("p.txt.gz", "a cat", "", "p.txt.gz is not a whole gzip file"),
+        ("p.txt.gz", gzip.compress(b"a cat")[:-9], "", "p.txt.gz is not a whole gzip file"),
+        ("p.parquet.gz", "a cat", "", "p.parquet.gz is not a list of prompts by its name"),
+        ("p.json", '{"a": "b"}', "", "p.json is not a list of prompts: give"),
+        ("p.json", "[" * 100_000, "", "p.json: it is not JSON (too deep)"),
+        ("p.json", '["a", 3]', "", "p.json, entry 2: the prompt is not text"),
+        ("p.json", '[{"a": "b", "c": "d"}]', "", "entry 1 has no column prompt or caption"),
+        ("p.tsv", "a\tb\n1\t2\n", "", "p.tsv has no column prompt or caption or text; it has a, b"),
         ("p.txt", "a cat", ":text", "p.txt has no columns: give it without :text"),
         ("p.jsonl", "", "", "has no prompts"),
         ("p.jsonl", '"a"\n{', "", "p.jsonl, line 2: it is not JSON"),
         ("p.jsonl", '"a"\n3', "", "p.jsonl, line 2: the prompt is not text"),
-        ("p.jsonl", '"a"\n" "', "", "p.jsonl, line 2: the prompt is empty"),
-        ("p.jsonl", '{"a": "b"}', "", "line 1 has no column prompt or caption or text; it has a:"),
+        ("p.jsonl", '{"a": "b", "c": 1}', "", "line 1 has no column prompt or caption or text; it"),
         ("p.csv", "", "", "p.csv has no column"),
         ("p.csv", "a,b\n1,2\n", "", "p.csv has no column prompt or caption or text; it has a, b"),
         ("p.csv", "a,b\n1,2\n", ":c", "p.csv has no column 'c'; it has a, b: name one as in"),
         ("p.csv", "prompt\n", "", "has no prompts"),
-        ("p.csv", "id,prompt\n1,a\n2,\n", "", "p.csv, line 3: the prompt is empty"),
-        ("p.csv", "id,prompt\n1,a\n2\n", "", "p.csv, line 3: the prompt is not text"),
     ],
 )
 def test_lists_that_cannot_be_used(

@@ -52,6 +52,41 @@ def test_any_rows_in_any_order(where: str, tmp_path: Path) -> None:
     assert len(opened.pairs([])) == 0
 
 
+def test_a_pair_by_its_place_as_in_a_list(store: Path) -> None:
+    opened = PairStore.open(store)
+    for place in (0, 7, 22, -1, -23):
+        pair, index = opened[place], range(23)[place]
+        assert (pair.index, pair.seed) == (index, 100 + index)
+        assert pair.prompt == PROMPT_LIST[index % 4]
+        assert torch.equal(pair.x_0, noise(100 + index))
+        assert torch.equal(pair.x_1, latents(index))
+    assert [pair.index for pair in opened[3:21:4]] == [3, 7, 11, 15, 19] and opened[5:5] == []
+    for place in (23, -24):
+        with pytest.raises(IndexError):
+            opened[place]
+    # So the loop of Python's protocol ends, and a stock DataLoader has its data set.
+    assert [pair.index for pair in opened] == list(range(23))
+    loader = torch.utils.data.DataLoader(opened, batch_size=5)
+    batch = next(iter(loader))
+    assert torch.equal(batch.x_1, torch.stack([latents(i) for i in range(5)]))
+    assert list(batch.prompt) == [PROMPT_LIST[i % 4] for i in range(5)]
+
+
+def test_the_recipe_of_the_docs(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as it stands, and goes on where it was stopped."""
+    docs = Path(__file__).parents[2] / "docs" / "straighten.md"
+    code = docs.read_text().partition("<!-- tested: loader -->\n```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(store.parent)
+    (store.parent / "pairs-1").symlink_to(store)
+    seen: list[int] = []
+    exec(code, {"train_step": lambda batch: seen.extend(batch.index.tolist())})
+    assert len(seen) == 40
+    first = seen.copy()
+    exec(code, {"train_step": lambda batch: seen.extend(batch.index.tolist())})
+    assert len(seen) == 80 and seen[40:] != first
+    assert sorted(seen[:23]) == list(range(23))  # an epoch has every pair once
+
+
 def test_noise_is_that_of_generate(tmp_path: Path) -> None:
     """Bit for bit what the teacher started from, as `generate` draws it."""
     from rectiflow.models.generate import initial_noise

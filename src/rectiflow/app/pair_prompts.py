@@ -82,7 +82,7 @@ def _table(source: Path) -> tuple[list[Path], list[str]]:
         raise InputError(f"--images {source}: give a folder of pictures, or a .csv file")
     if not source.is_file():
         raise InputError(f"there is no file {source}")
-    captions = load_prompts(source)
+    captions = load_prompts(source, blanks=False)  # one for each picture
     with source.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     if "image" not in rows[0]:

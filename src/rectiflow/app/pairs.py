@@ -38,8 +38,8 @@ def pairs(
         str | None,
         typer.Option(
             metavar="SOURCE[:COLUMN]",
-            help="A .txt file with a prompt on each line, a .jsonl or .csv file, a data set of the "
-            "hub (owner/name), or emoji:COUNT for captions of the embedded world.",
+            help="A .txt file with a prompt on each line; .csv, .tsv, .json, .jsonl or .parquet; a "
+            "data set of the hub (owner/name); emoji:COUNT for captions of the embedded world.",
             show_default=False,
         ),
     ] = None,

@@ -9,6 +9,7 @@ from typing import Any
 from rectiflow.errors import WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.straighten.assembly import loaded
+from rectiflow.straighten.finished import facts
 from rectiflow.straighten.phases import FIRST, plan_phases, run_phases
 from rectiflow.straighten.training_record import read_record, short_name
 
@@ -100,7 +101,8 @@ def _straighten(
                 "same run to go on"
             )
         student = loaded(str(plans[-1].model))
-        student.record = read_record(plans[-1].model)
+        record = read_record(plans[-1].model) or {}
+        student.record = record | {"run": facts(plans[-1].run, last.config, last.step)}
         if run is None:  # its folder goes, and what it descends from must not be looked for there
             student.name = f"{kind} of {short_name(Path(begun_as))}"
         return student
