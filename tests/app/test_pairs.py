@@ -172,16 +172,17 @@ def test_writers_at_the_same_time(model: Path, prompts: Path, whole: Path, tmp_p
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_full_disk(make: Make, model: Path, prompts: Path, whole: Path, tmp_path: Path) -> None:
-    """No file may be larger than 2 kB, as on a disk with no more room: a shard does not fit."""
+def test_a_full_disk(make: Make, model: Path, prompts: Path, tmp_path: Path) -> None:
+    """No file may be larger than 16 kB, as on a disk with no more room: a shard does not fit."""
     store, said = tmp_path / "store", tmp_path / "said"
+    larger = ("--size", 64, "--shard-size", NUM, "--steps", 1)
     child = os.fork()
     if not child:
         code = 99
         try:
             with said.open("w") as sys.stderr:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
-                code = cli.main(words_for(model, prompts, store))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
+                code = cli.main(words_for(model, prompts, store, *larger))
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
@@ -191,8 +192,9 @@ def test_a_full_disk(make: Make, model: Path, prompts: Path, whole: Path, tmp_pa
     )
     assert said.read_text() == line
     assert set(contents(store)) == {"manifest.json", "prompts.jsonl.gz"}
-    assert make("--json", out=store).data["complete"]
-    assert contents(store) == contents(whole)
+    for folder in (store, tmp_path / "unbroken"):
+        assert make(*larger, "--json", out=folder).data["complete"]
+    assert contents(store) == contents(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_what_is_missing_is_said(run: Run, model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
     run("pairs", "--out", tmp_path / "s", "--prompts", empty).refuses("empty.txt has no prompts")
-    empty.write_text("a cat\n\na dog")
+    empty.write_bytes(b"a cat\n\xff")
     run("pairs", "--out", tmp_path / "s", "--prompts", empty).refuses("empty.txt, line 2: it is")
     (tmp_path / "thesis.txt").write_text("mine")
     run("pairs", "--out", tmp_path, "--prompts", "emoji:3").refuses("holds something else")
