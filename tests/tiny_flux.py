@@ -26,18 +26,22 @@ DYNAMIC = {"base_image_seq_len": 8, "max_image_seq_len": 96, "base_shift": 0.4, 
 """The shift of the tiny dev: another line than FLUX's own, as its pictures have other sizes."""
 
 
-def tiny_flux(schnell: bool = False, seed: int = 0, **scheduler: Any) -> FluxPipeline:
+def tiny_flux(
+    schnell: bool = False, seed: int = 0, *, double: int = 2, single: int = 3, **scheduler: Any
+) -> FluxPipeline:
     """A random pipeline in evaluation mode, float32, on the CPU.
 
     Args:
         schnell: Like FLUX.1-schnell: no guidance input, a fixed shift of 1.
         seed: Of the weights.
+        double: Double blocks.
+        single: Single blocks.
         **scheduler: The scheduler's settings instead of those of the kind.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         components: dict[str, Any] = {
-            "transformer": _network(guidance_embeds=not schnell),
+            "transformer": _network(not schnell, double, single),
             "vae": _codec(),
             "text_encoder": _clip(),
             "text_encoder_2": _t5(),
@@ -80,11 +84,11 @@ def tiny_flux_model(
     return FluxModel(pipeline, name="tiny flux", metadata=Metadata(**known))
 
 
-def _network(guidance_embeds: bool) -> FluxTransformer2DModel:
+def _network(guidance_embeds: bool, double: int, single: int) -> FluxTransformer2DModel:
     network = FluxTransformer2DModel(
         in_channels=16,
-        num_layers=2,
-        num_single_layers=3,
+        num_layers=double,
+        num_single_layers=single,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=WIDTH,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_diffusers_is_the_schedulers_own_grid(steps, shift):
     exact = 1 - diffusers_default(steps, shift)
     torch.testing.assert_close(exact.float(), scheduler.sigmas, rtol=1e-6, atol=1e-9)
     ours = make_grid("diffusers", steps, shift=shift)
+    torch.testing.assert_close(1 - ours, scheduler.sigmas, rtol=0, atol=ULP)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 30])
+def test_diffusers_with_a_dynamic_shift_shifts_once(steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    scheduler.set_timesteps(steps, mu=0.7)
+    ours = make_grid("diffusers", steps, shift=math.exp(0.7), dynamic_shift=True)
     torch.testing.assert_close(1 - ours, scheduler.sigmas, rtol=0, atol=ULP)
 
 

@@ -97,7 +97,7 @@ def test_kept_is_what_the_generating_step_would_find(model: FlowModel, scheme: s
         found: dict[Point, Tensor] = {}
         x, t = path.trajectory[step], grid[step]
         if path.offsets is not None:
-            x, t = x + path.offsets[step], grid[step + 1]
+            x, t = x + path.offsets[step], grid[step + (preset.time == "cleaner")]
         with tapped(model, points) as network:
             v = network.velocity(x, t, cond, lambda p, f, into=found: into.setdefault(p, f))
         assert path.velocities is not None

@@ -9,7 +9,7 @@ import pytest
 from rectiflow.errors import InputError
 from rectiflow.flow.grid import active_steps
 from rectiflow.invert import PRESETS, SCHEMES, Preset, get_preset
-from rectiflow.invert.presets import INVERSION_SETTINGS, method_name
+from rectiflow.invert.presets import INVERSION_SETTINGS, TWINS, method_name
 from rectiflow.steer import METHODS
 
 
@@ -38,11 +38,13 @@ def test_every_preset_has_a_reference_of_its_own_and_is_known_by_it() -> None:
 
 # What the papers and their scripts say; guidance is the target's.
 PEERS: dict[str, dict[str, object]] = {
-    "directedit": {"num_inference_steps": 30, "guidance_scale": 2.0, "scheme": "query_offset"},
+    "directedit": {"num_inference_steps": 30, "guidance_scale": 2.0, "time": "noisier"},
+    "directedit-flux": {"num_inference_steps": 30, "guidance_scale": 2.0, "time": "noisier"},
     "rf-solver": {"num_inference_steps": 30, "guidance_scale": 2.0, "scheme": "midpoint"},
     "fireflow": {"num_inference_steps": 8, "guidance_scale": 2.0, "scheme": "fireflow"},
     "rf-inversion": {"num_inference_steps": 28, "gamma": 0.5, "eta": 0.9, "eta_ratio": 0.25},
     "uniedit": {"num_inference_steps": 15, "strength": 0.6, "omega": 5.0},
+    "uniedit-flux": {"num_inference_steps": 15, "strength": 0.6, "rounding": "nearest"},
     "flowedit": {"source_guidance_scale": 3.5, "guidance_scale": 13.5, "n_avg": 1, "n_min": 0},
     "flowedit-flux": {"source_guidance_scale": 1.5, "guidance_scale": 5.5, "n_avg": 1, "n_min": 0},
     "dnaedit": {"num_inference_steps": 40, "guidance_scale": 3.5, "eta": 0.8},
@@ -60,6 +62,7 @@ def test_the_peers_presets(name: str) -> None:
     ("name", "steps", "gone"),
     [
         ("uniedit", 15, 9),
+        ("uniedit-flux", 15, 9),
         ("flowedit", 50, 33),
         ("flowedit-flux", 28, 24),
         ("dnaedit", 40, 27),
@@ -69,12 +72,12 @@ def test_the_peers_presets(name: str) -> None:
 def test_how_many_steps_are_gone(name: str, steps: int, gone: int) -> None:
     preset = PRESETS[name]
     assert preset.num_inference_steps == steps
-    assert int(preset.strength * steps + 1e-9) == gone
+    assert preset.steps == gone
 
 
 @pytest.mark.parametrize(
     ("name", "ratio", "steps", "sites"),
-    [("rf-solver", 5, 30, 18), ("fireflow", 1, 8, 38), ("directedit", 3, 30, 57)],
+    [("rf-solver", 5, 30, 18), ("fireflow", 1, 8, 38), ("directedit-flux", 4, 30, 38)],
 )
 def test_where_features_are_shared_on_flux(name: str, ratio: int, steps: int, sites: int) -> None:
     """Of its 19 double and 38 single blocks."""
@@ -82,6 +85,36 @@ def test_where_features_are_shared_on_flux(name: str, ratio: int, steps: int, si
     assert active_steps(preset.attention_ratio, steps) == ratio
     assert 57 - int(preset.first_site * 57 + 1e-9) == sites
     assert (preset.features, preset.inject, preset.adaln_ratio) == (("value",), "all", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "down", "nearest"),
+    [(0.6, 8, 4, 5), (0.7, 15, 10, 10), (0.8, 12, 9, 10), (0.75, 10, 7, 8), (0.29, 100, 29, 29)],
+)
+def test_a_share_of_the_steps_is_rounded(
+    strength: float, steps: int, down: int, nearest: int
+) -> None:
+    """UniEdit's code floors α N on Stable Diffusion 3, and rounds it on FLUX."""
+    settings = {"strength": strength, "num_inference_steps": steps}
+    assert get_preset("uniedit", "sd3", **settings).steps == down
+    assert get_preset("uniedit", "flux", **settings).steps == nearest == round(strength * steps)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_name_stands_for_what_was_published_for_a_family(name: str) -> None:
+    own, twin = PRESETS[name], PRESETS[f"{name}-flux"]
+    assert own != twin and own.grid == "diffusers"
+    for family in ("sd3", "sd", "sdxl", "qwen-image", None):
+        assert get_preset(name, family) == own
+    assert get_preset(name, "flux") == twin and get_preset(f"{name}-flux", "sd3") == twin
+    assert get_preset(own, "flux") == own  # a preset, unlike its name, is what it is
+    # What is set by hand stays, also where it is what was published for the other family.
+    given = {"num_inference_steps": own.num_inference_steps, "guidance_scale": 7.25}
+    changed = get_preset(name, "flux", **given)
+    assert changed == dataclasses.replace(twin, **given)
+    assert method_name(twin, name) == method_name(twin) == f"{name}-flux"
+    assert method_name(changed, name) == f"{name}-flux, changed"
+    assert method_name(own, name) == name
 
 
 def test_a_setting_without_effect_is_refused() -> None:

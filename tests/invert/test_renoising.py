@@ -61,6 +61,7 @@ def test_without_controls_it_is_flowedit(model: SD3Model, strength: float) -> No
     theirs = get_preset(
         "flowedit",
         num_inference_steps=6,
+        grid="shifted",
         strength=strength,
         guidance_scale=1.0,
         source_guidance_scale=1.0,
@@ -76,6 +77,7 @@ def test_under_guidance_too(model: SD3Model) -> None:
     theirs = get_preset(
         "flowedit",
         num_inference_steps=6,
+        grid="shifted",
         strength=1.0,
         guidance_scale=2.0,
         source_guidance_scale=2.0,

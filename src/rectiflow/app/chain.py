@@ -91,6 +91,7 @@ def chain(
             load_image(mask)
         options.output_folder(output)
         loaded = model.load()
+        chosen = options.preset_on(loaded, chosen, preset, named)
         import rectiflow
         from rectiflow.models.memory import out_of_memory_explained
 

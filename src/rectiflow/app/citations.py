@@ -21,6 +21,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "euler": ("the preset `euler`: Euler inversion of a rectified flow", ("liu2023flow",)),
     "directedit": ("the preset `directedit`: query offsets and values", ("yang2026directedit",)),
+    "directedit-flux": ("the preset `directedit-flux`: FLUX settings", ("yang2026directedit",)),
     "two-step": (
         "the preset `two-step`: the explicit midpoint rule both ways, and FTEdit's controls",
         ("hairer1993solving", "xu2025unveil"),
@@ -29,6 +30,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fireflow": ("the preset `fireflow`: midpoint with reused velocity", ("deng2024fireflow",)),
     "rf-inversion": ("the preset `rf-inversion`: drawn to the image", ("rout2025semantic",)),
     "uniedit": ("the preset `uniedit`: Uni-Inv and Uni-Edit", ("jiao2025unieditflow",)),
+    "uniedit-flux": ("the preset `uniedit-flux`: FLUX settings", ("jiao2025unieditflow",)),
     "flowedit": ("the preset `flowedit`: no inversion, SD3 settings", ("kulikov2025flowedit",)),
     "flowedit-flux": ("the preset `flowedit-flux`: FLUX settings", ("kulikov2025flowedit",)),
     "dnaedit": ("the preset `dnaedit`: direct noise alignment, SD3.5", ("xie2025dnaedit",)),

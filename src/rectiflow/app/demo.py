@@ -67,6 +67,7 @@ def demo(
         chosen, _ = options.preset_of(preset, None)
         options.output_folder(output)
         loaded = model.load()
+        chosen = options.preset_on(loaded, chosen, preset, [])
         shown: list[EditReport] = []
         spent: Counter[str] = Counter()
         entries: list[dict[str, Any]] = []

@@ -177,7 +177,8 @@ def perform(
         The result, and its JSON.
     """
     source: Image.Image | Inversion | None = inversion or picture
-    chosen, seed, replaced = job.preset, job.seed, {}
+    chosen = options.preset_on(model, job.preset, job.preset_name, job.named)
+    seed, replaced = job.seed, {}
     if job.reused and inversion is None:
         from rectiflow.invert import Inversion as Saved
 

@@ -57,12 +57,13 @@ def invert(
         from rectiflow.invert.presets import INVERSION_PRESET
         from rectiflow.models.images import load_image
 
-        chosen, _ = options.preset_of(preset, settings, steps=steps, default=INVERSION_PRESET)
+        chosen, named = options.preset_of(preset, settings, steps=steps, default=INVERSION_PRESET)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
         if reconstruct is not None:
             _check_pictures(reconstruct, image)
         loaded = model.load()
+        chosen = options.preset_on(loaded, chosen, preset, named)
         import rectiflow
         from rectiflow.invert import diagnosis_of
         from rectiflow.models.memory import out_of_memory_explained

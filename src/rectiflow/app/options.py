@@ -278,6 +278,22 @@ def preset_of(
     return changed, list(settings)
 
 
+def preset_on(model: FlowModel, preset: Preset, name: str | None, named: list[str]) -> Preset:
+    """What `preset_of` returned, once the model is known, whose family may have its own settings.
+
+    Args:
+        model: the network.
+        preset: as the options describe it.
+        name: as it was given.
+        named: the fields that were set one by one; they stay.
+    """
+    from rectiflow.invert.presets import get_preset, on_family
+
+    if name is None or on_family(name, model.family) == name:
+        return preset
+    return get_preset(name, model.family, **{field: getattr(preset, field) for field in named})
+
+
 def check_finite(name: str, value: float | None) -> None:
     """Refuse infinity and NaN.
 

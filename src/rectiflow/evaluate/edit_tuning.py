@@ -39,7 +39,12 @@ def _grid(**values: Sequence[Any]) -> list[Overrides]:
 
 PLAIN = {"guidance_scale": 1.0}
 """Published guidance is that of large models, where it is an input of the network or sharpens."""
-FLOWEDIT = PLAIN | {"source_guidance_scale": 1.0, "num_inference_steps": 30}
+SHIFTED = {"grid": "shifted"}
+"""Of methods published on diffusers' own grid for Stable Diffusion 3, whose last step is next to
+nothing: one step more."""
+FLOWEDIT = SHIFTED | PLAIN | {"source_guidance_scale": 1.0, "num_inference_steps": 30}
+UNIEDIT = SHIFTED | {"inversion_prompt": "source"}
+DIRECTEDIT = SHIFTED | PLAIN | {"time": "cleaner", "last_block": False}
 
 CANDIDATES: dict[str, list[Overrides]] = {
     "exact": _grid(attention_ratio=(0.2, 0.35, 0.4))
@@ -80,17 +85,24 @@ CANDIDATES: dict[str, list[Overrides]] = {
         inject=("image",),
     )
     + _grid(guidance_scale=(1.0,), num_inference_steps=(8,), attention_ratio=(0.125, 0.25, 0.375)),
-    "uniedit": _grid(omega=(0.5, 1.0, 2.0), strength=(0.6, 0.8))
-    + _grid(omega=(0.5,), strength=(0.8, 0.9), num_inference_steps=(30,)),
+    "uniedit": [UNIEDIT | other for other in _grid(omega=(0.5, 1.0, 2.0), strength=(0.6, 0.8))]
+    + [UNIEDIT | {"omega": 0.5, "num_inference_steps": 30} | o for o in _grid(strength=(0.8, 0.9))],
     "flowedit": [FLOWEDIT | other for other in _grid(strength=(0.8, 0.9, 0.95, 1.0))]
     + [FLOWEDIT | other for other in _grid(guidance_scale=(1.5,), strength=(0.8, 0.9))]
     + [FLOWEDIT | {"strength": 0.9, "n_avg": 2}]
     + [FLOWEDIT | {"strength": 0.9, "guidance_scale": 1.25}],
-    "dnaedit": _grid(guidance_scale=(1.0,), strength=(0.675, 0.85, 1.0), eta=(0.8, 1.0))
-    + _grid(guidance_scale=(1.5,), strength=(0.85,), eta=(0.8, 1.0)),
-    "directedit": _grid(guidance_scale=(1.0,), attention_ratio=(0.1, 0.2))
-    + _grid(guidance_scale=(1.0,), attention_ratio=(0.0, 0.1, 0.2, 0.35, 0.45), inject=("image",))
-    + _grid(guidance_scale=(1.0,), attention_ratio=(0.35,), inject=("image",), first_site=(0.5,)),
+    "dnaedit": [
+        SHIFTED | PLAIN | other for other in _grid(strength=(0.675, 0.85, 1.0), eta=(0.8, 1.0))
+    ]
+    + _grid(grid=("shifted",), guidance_scale=(1.5,), strength=(0.85,), eta=(0.8, 1.0)),
+    "directedit": [DIRECTEDIT | other for other in _grid(attention_ratio=(0.1, 0.2))]
+    + [
+        DIRECTEDIT | {"inject": "image"} | other
+        for other in (
+            *_grid(attention_ratio=(0.0, 0.1, 0.2, 0.35, 0.45)),
+            {"attention_ratio": 0.35, "first_site": 0.5},
+        )
+    ],
     "two-step": _grid(attention_ratio=(0.2, 0.45), adaln_ratio=(0.0, 0.07))
     + _grid(attention_ratio=(0.35,), adaln_ratio=(0.0, 0.15))
     + [{"features": ("key", "value")}, {"first_site": 0.5}],

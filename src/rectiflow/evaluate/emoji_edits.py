@@ -27,10 +27,9 @@ from rectiflow.evaluate.edit_scores import CLIP_METRICS, METRICS, masks, picture
 from rectiflow.evaluate.emoji_models import Clip
 from rectiflow.evaluate.metrics import psnr
 from rectiflow.invert.inverting import grid_for, invert_latents
-from rectiflow.invert.presets import PRESETS, Preset
+from rectiflow.invert.presets import PRESETS, TWINS, Preset, get_preset, on_family
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
-from rectiflow.models.flux import FluxModel
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.weights import weight_hash
@@ -64,11 +63,9 @@ def cases(limit: int | None = None, first_seed: int = REPORTED_SEED) -> list[Edi
 
 
 def methods_for(model: FlowModel) -> list[str]:
-    """All presets for real pictures; of one that there is for FLUX too, the one for this model."""
-    of_flux = {name for name in PRESETS if name.endswith("-flux")}
-    twins = {name.removesuffix("-flux") for name in of_flux}
-    left_out = twins if isinstance(model, FluxModel) else of_flux
-    return [name for name in PRESETS if name not in left_out | {"subject"}]
+    """All presets for real pictures; of those published for several families, the model's."""
+    twins = {twin for family in TWINS.values() for twin in family.values()}
+    return [on_family(name, model.family) for name in PRESETS if name not in twins | {"subject"}]
 
 
 @torch.no_grad()
@@ -231,7 +228,7 @@ def chosen_methods(
             known = [*REFERENCES, *PRESETS, *(f"{other} (tuned)" for other in tuned)]
             raise InputError(f"no method {name!r}; there are: {', '.join(known)}")
         elif name == method:
-            rows[name] = PRESETS[method]
+            rows[name] = get_preset(method, model.family)
         if method in tuned:
-            rows[f"{method} (tuned)"] = PRESETS[method].override(dict(tuned[method]))
+            rows[f"{method} (tuned)"] = get_preset(method, model.family, **tuned[method])
     return rows

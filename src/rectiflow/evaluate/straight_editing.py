@@ -38,7 +38,9 @@ METHODS: dict[str, Preset] = {
     # Euler's inversion on a diffusion model's timesteps is DDIM's at the time of the state.
     "euler": PRESETS["euler"].override(_PLAIN),
     "ddim": PRESETS["ddim"].override(_PLAIN),
-    "query-offset": PRESETS["directedit"].override(_PLAIN | {"attention_ratio": 0.0}),
+    "query-offset": PRESETS["directedit"].override(
+        _PLAIN | {"time": "cleaner", "attention_ratio": 0.0}
+    ),
     "flowedit": PRESETS["flowedit"].override(
         _PLAIN | {"strength": 0.8, "source_guidance_scale": 1.0}
     ),

@@ -99,17 +99,22 @@ def dynamic(num_inference_steps: int, num_tokens: int) -> Tensor:
 
 
 def diffusers_default(
-    num_inference_steps: int, shift: float, num_train_timesteps: int = 1000
+    num_inference_steps: int,
+    shift: float,
+    num_train_timesteps: int = 1000,
+    dynamic_shift: bool = False,
 ) -> Tensor:
     """The grid of diffusers' `FlowMatchEulerDiscreteScheduler` without explicit sigmas, as it is.
 
     It spaces σ evenly down to an *already shifted* σ_min, shifts it all a second time, and appends
-    0. Stock SD3 pipelines run on it, and so did the official FTEdit.
+    0. Stock SD3 pipelines run on it, and so did the official FTEdit. A dynamic shift, which is not
+    known when the scheduler is made, is not in σ_min.
 
     Args:
         num_inference_steps: N.
-        shift: The scheduler's shift; its dynamic shifting is not this grid.
+        shift: The scheduler's shift.
         num_train_timesteps: The scheduler's; σ_min before shifting is its inverse.
+        dynamic_shift: Whether the shift is dynamic (`use_dynamic_shifting`).
 
     Returns:
         float64, shape [N + 1].
@@ -119,7 +124,9 @@ def diffusers_default(
         [1.0, 0.858, 0.602, 0.009, 0.0]
     """
     _check_steps(num_inference_steps)
-    t_last = shift_time(torch.tensor(1 - 1 / num_train_timesteps, dtype=torch.float64), shift)
+    t_last = torch.tensor(1 - 1 / num_train_timesteps, dtype=torch.float64)
+    if not dynamic_shift:
+        t_last = shift_time(t_last, shift)
     t = torch.linspace(0, float(t_last), num_inference_steps, dtype=torch.float64)
     return torch.cat([shift_time(t, shift), t.new_ones(1)])
 
@@ -171,6 +178,7 @@ def make_grid(
     *,
     shift: float = 1.0,
     num_tokens: int | None = None,
+    dynamic_shift: bool = False,
     start: float | int = 0.0,
     stop: float | int = 1.0,
     dtype: torch.dtype = torch.float32,
@@ -183,6 +191,7 @@ def make_grid(
             it may be left out.
         shift: For `"shifted"` and `"diffusers"`; the others do not use it.
         num_tokens: Image tokens, for `"dynamic"`.
+        dynamic_shift: Whether the scheduler computes `shift` from the image, for `"diffusers"`.
         start: Where to begin, as in `part`.
         stop: Where to end, as in `part`.
         dtype: float32, or float64 for exact comparisons.
@@ -201,7 +210,7 @@ def make_grid(
         tensor([0.0500, 0.1000, 1.0000])
     """
     if isinstance(grid, str):
-        points = _named(grid, num_inference_steps, shift, num_tokens)
+        points = _named(grid, num_inference_steps, shift, num_tokens, dynamic_shift)
     else:
         points = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
         check_grid(points)
@@ -232,7 +241,9 @@ def check_grid(grid: Tensor) -> None:
         raise InputError("the times of a grid must lie in [0, 1]")
 
 
-def _named(name: str, steps: int | None, shift: float, num_tokens: int | None) -> Tensor:
+def _named(
+    name: str, steps: int | None, shift: float, num_tokens: int | None, dynamic_shift: bool
+) -> Tensor:
     if steps is None:
         raise InputError(f"the grid {name!r} needs num_inference_steps")
     match name:
@@ -245,7 +256,7 @@ def _named(name: str, steps: int | None, shift: float, num_tokens: int | None) -
                 raise InputError("the grid 'dynamic' needs num_tokens, the number of image tokens")
             return dynamic(steps, num_tokens)
         case "diffusers":
-            return diffusers_default(steps, shift)
+            return diffusers_default(steps, shift, dynamic_shift=dynamic_shift)
     raise InputError(f"unknown grid {name!r}: use one of {', '.join(GRIDS)}, or a list of times")
 
 

@@ -41,7 +41,7 @@ def attention_points(model: FlowModel, preset: Preset) -> list[Point]:
     kinds: list[tuple[PointFeature, Stream]] = [
         (feature, stream) for feature in preset.features for stream in streams
     ]
-    return every_point(model, kinds, preset.first_site)
+    return every_point(model, kinds, preset.first_site, preset.last_block)
 
 
 def check_controls(model: FlowModel, preset: Preset, windows: bool = False) -> None:
@@ -57,7 +57,7 @@ def check_controls(model: FlowModel, preset: Preset, windows: bool = False) -> N
     """
     if "adaln_ratio" not in METHOD_FIELDS[preset.method] or model.attention_sites():
         return
-    steps = active_steps(preset.strength, preset.num_inference_steps)
+    steps = preset.steps
     asked = [
         name
         for name, wanted in (
@@ -255,8 +255,7 @@ def kept_bytes(model: FlowModel, preset: Preset, height: int, width: int) -> int
         height: of the image as the model sees it, in pixels.
         width: likewise.
     """
-    steps = active_steps(preset.strength, preset.num_inference_steps)
-    wanted = wanted_features(model, preset, steps)
+    wanted = wanted_features(model, preset, preset.steps)
     _, h, w = model.latent_shape(height, width)
     text = model.tokenize("")[-1].stop
     return recorded_bytes(model, wanted, h * w // model.patch**2, text)
@@ -274,7 +273,7 @@ def recorded_bytes(
         text_tokens: tokens of the text stream.
         rows: images.
     """
-    sites = model.attention_sites()
+    sites = model.every_site()
     item = torch.empty(0, dtype=model.dtype).element_size()
     total = 0
     for point, steps in wanted.items():

@@ -13,7 +13,11 @@ from rectiflow.invert.scheme import Scheme
 
 
 class FireFlowInversion(Scheme):
-    """The midpoint rule with its first velocity reused, both ways; N + 1 evaluations."""
+    """The midpoint rule with its first velocity reused, both ways; N + 1 evaluations.
+
+    Features are kept of the middles alone, and no control acts on the evaluation that the edit
+    begins with, as in the official code: no step of the inversion asks there.
+    """
 
     name = "fireflow"
     accepts = True

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import WorkError
-from rectiflow.flow.grid import active_steps, make_grid
+from rectiflow.flow.grid import make_grid
 from rectiflow.invert.features import FeatureStore, RecordingField, wanted_features
 from rectiflow.invert.presets import INVERSION_PRESET, Preset, get_preset
 from rectiflow.invert.result import InversionResult
@@ -51,7 +51,7 @@ def invert(
         InputError: the image cannot be read, or a setting is wrong.
         WorkError: the network returned something that is not a number.
     """
-    chosen = get_preset(preset, **settings)
+    chosen = get_preset(preset, model.family, **settings)
     started = time.perf_counter()
     picture = load_image(image)
     pixels, restore = fit(picture, model.size_policy)
@@ -83,7 +83,7 @@ def from_latents(
         InputError: a setting is wrong.
         WorkError: the network returned something that is not a number.
     """
-    chosen = get_preset(preset, **settings)
+    chosen = get_preset(preset, model.family, **settings)
     started = time.perf_counter()
     grid = grid_for(model, chosen, latents)
     prompt = source_prompt or ""
@@ -189,7 +189,7 @@ def from_seed(
         InputError: a setting is wrong, or the model does not take this size.
         WorkError: the network returned something that is not a number.
     """
-    chosen = get_preset(preset, **settings)
+    chosen = get_preset(preset, model.family, **settings)
     started = time.perf_counter()
     height, width = height or model.default_size, width or model.default_size
     noise = initial_noise(model, [seed], height, width)
@@ -244,6 +244,7 @@ def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
         steps,
         shift=model.shift_for(tokens),
         num_tokens=tokens,
-        start=steps - active_steps(preset.strength, steps),
+        dynamic_shift=model.dynamic_shift,
+        start=steps - preset.steps,
     )
     return points.to(model.device)

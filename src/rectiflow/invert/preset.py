@@ -29,6 +29,8 @@ MethodName = Literal["two_branch", "uni_edit", "flow_edit", "dna_edit", "rf_inve
 Compensate = Literal["source", "both", "none"]
 Inject = Literal["image", "all"]
 Feature = Literal["query", "key", "value"]
+Rounding = Literal["down", "nearest"]
+Disagreement = Literal["absolute", "signed"]
 
 SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
     "euler": ("inversion_prompt", "time"),
@@ -41,7 +43,7 @@ SCHEME_FIELDS: dict[str, tuple[str, ...]] = {
         "warm_start",
         "stop_at_query",
     ),
-    "query_offset": ("inversion_prompt",),
+    "query_offset": ("inversion_prompt", "time"),
     "two_step": ("inversion_prompt",),
     "midpoint": ("inversion_prompt",),
     "fireflow": ("inversion_prompt",),
@@ -59,6 +61,7 @@ CONTROL_FIELDS = (
     "inject",
     "features",
     "first_site",
+    "last_block",
     "source_features",
     "keep_features",
     "mask_threshold",
@@ -66,7 +69,7 @@ CONTROL_FIELDS = (
 )
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "two_branch": CONTROL_FIELDS,
-    "uni_edit": ("omega",),
+    "uni_edit": ("omega", "disagreement"),
     "flow_edit": ("noise_seed", "n_avg", "n_min", "source_guidance_scale"),
     "dna_edit": ("eta",),
     "rf_inversion": ("eta", "eta_ratio"),
@@ -89,6 +92,8 @@ class Preset:
     default."""
     strength: float = 1.0
     """The share of the steps that are gone, back and forth, from the image's end on."""
+    rounding: Rounding = "down"
+    """Of that share, to whole steps."""
     # Inversion.
     scheme: SchemeName = "fixed_point"
     """A name of `SCHEMES`."""
@@ -105,7 +110,8 @@ class Preset:
     stop_at_query: bool = False
     """Take the point where the field was last asked, whose velocity and features are known."""
     time: Literal["noisier", "cleaner"] = "noisier"
-    """At which end of the step Euler's or DDIM's inversion tells the network to be."""
+    """At which end of the step Euler's, DDIM's or DirectEdit's inversion tells the network to
+    be."""
     gamma: float = 0.5
     """How strongly RF-Inversion is drawn to its noise."""
     noise_seed: int = 0
@@ -130,6 +136,9 @@ class Preset:
     features: tuple[Feature, ...] = ("value",)
     first_site: float = 0.0
     """Features are injected behind this share of the network's attentions."""
+    last_block: bool = False
+    """Features are injected in a last block, too, where the text stream ends (Stable Diffusion
+    3)."""
     source_features: Literal["recompute", "inversion"] = "recompute"
     """Whether the source's row runs beside the target's while its features are needed, or they are
     kept from the inversion."""
@@ -148,10 +157,20 @@ class Preset:
     """The share of the steps in which the image draws (RF-Inversion)."""
     omega: float = 5.0
     """How far UniEdit goes beyond the target's velocity, away from the source's."""
+    disagreement: Disagreement = "absolute"
+    """What UniEdit's map is of: the mean over channels of the difference's size (the paper, and its
+    code for FLUX), or of the difference with its sign (its code for Stable Diffusion 3)."""
     n_avg: int = 1
     """Draws of noise that FlowEdit averages over in a step."""
     n_min: int = 0
     """FlowEdit's last steps that are plain sampling."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps are gone: `strength` of `num_inference_steps`."""
+        if self.rounding == "nearest":
+            return round(self.strength * self.num_inference_steps)
+        return active_steps(self.strength, self.num_inference_steps)
 
     def override(self, settings: dict[str, Any]) -> Preset:
         """This preset with some fields replaced; a value of None leaves a field alone.
@@ -196,18 +215,19 @@ class Preset:
         for name in RATIOS:
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; from 0 to 1")
-        gone = active_steps(self.strength, self.num_inference_steps)
-        if gone < 1:
+        if self.steps < 1:
             raise InputError(
                 f"strength {self.strength} of {self.num_inference_steps} steps leaves none: "
                 "raise one of them"
             )
-        if self.n_min > gone:
-            raise InputError(f"n_min is {self.n_min}; at most the {gone} steps that are gone")
+        if self.n_min > self.steps:
+            raise InputError(f"n_min is {self.n_min}; at most the {self.steps} steps that are gone")
         if self.average and self.stop_at_query:
             raise InputError("average and stop_at_query exclude each other: choose one")
         _check_choice("compensate", self.compensate, get_args(Compensate))
         _check_choice("inject", self.inject, get_args(Inject))
+        _check_choice("rounding", self.rounding, get_args(Rounding))
+        _check_choice("disagreement", self.disagreement, get_args(Disagreement))
         _check_choice("scheme", self.scheme, get_args(SchemeName))
         _check_choice("method", self.method, get_args(MethodName))
         _check_choice("time", self.time, ("noisier", "cleaner"))
@@ -289,6 +309,7 @@ INVERSION_SETTINGS = (
     "num_inference_steps",
     "grid",
     "strength",
+    "rounding",
     "scheme",
     "inversion_prompt",
     "iterations",

@@ -15,9 +15,11 @@ __all__ = [
     "Compensate",
     "Feature",
     "Inject",
+    "TWINS",
     "Preset",
     "get_preset",
     "method_name",
+    "on_family",
 ]
 
 FTEDIT = "Unveil Inversion and Invariance in Flow Transformer for Versatile Image Editing (FTEdit)"
@@ -40,6 +42,7 @@ PRESETS: dict[str, Preset] = {
     "exact": Preset(
         reference=f"{FTEDIT}, its controls after DirectEdit's inversion, without compensation",
         scheme="query_offset",
+        time="cleaner",
         source_features="inversion",
         compensate="none",
         adaln_ratio=0.07,
@@ -73,15 +76,32 @@ PRESETS: dict[str, Preset] = {
         attention_ratio=0.0,
     ),
     "directedit": Preset(
-        reference="DirectEdit: Step-Level Accurate Inversion for Flow-Based Image Editing",
-        # Its script: 30 steps, inverted at guidance 1 and edited at 2; values of all tokens, for 3
-        # steps in the paper.
+        reference="DirectEdit: Step-Level Accurate Inversion for Flow-Based Image Editing, "
+        "as for Stable Diffusion 3.5 medium",
+        # Its README, for Stable Diffusion 3.5 medium: 30 steps, inverted at guidance 1 and edited
+        # at 2, values of all tokens. Its code: of every attention, and at the noisier time.
+        grid="diffusers",
         scheme="query_offset",
         guidance_scale=2.0,
         compensate="none",
         adaln_ratio=0.0,
-        attention_ratio=3 / 30,
+        attention_ratio=0.3,
         inject="all",
+        last_block=True,
+        source_features="inversion",
+    ),
+    "directedit-flux": Preset(
+        reference="DirectEdit: Step-Level Accurate Inversion for Flow-Based Image Editing, "
+        "as for FLUX",
+        # As above; of the single blocks, before which there are 19 of 57 attentions.
+        grid="diffusers",
+        scheme="query_offset",
+        guidance_scale=2.0,
+        compensate="none",
+        adaln_ratio=0.0,
+        attention_ratio=0.15,
+        inject="all",
+        first_site=19 / 57,
         source_features="inversion",
     ),
     "two-step": Preset(
@@ -132,10 +152,24 @@ PRESETS: dict[str, Preset] = {
         eta_ratio=0.25,
     ),
     "uniedit": Preset(
-        reference="UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models",
+        reference="UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models, "
+        "as for Stable Diffusion 3",
         num_inference_steps=15,
+        grid="diffusers",
         strength=0.6,
         scheme="uni_inv",
+        inversion_prompt="empty",
+        method="uni_edit",
+        omega=5.0,
+    ),
+    "uniedit-flux": Preset(
+        reference="UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models, "
+        "as for FLUX",
+        num_inference_steps=15,
+        strength=0.6,
+        rounding="nearest",
+        scheme="uni_inv",
+        inversion_prompt="empty",
         method="uni_edit",
         omega=5.0,
     ),
@@ -143,6 +177,7 @@ PRESETS: dict[str, Preset] = {
         reference="FlowEdit: Inversion-Free Text-Based Editing Using Pre-Trained Flow Models, "
         "as for Stable Diffusion 3",
         num_inference_steps=50,
+        grid="diffusers",
         strength=33 / 50,
         scheme="interpolation",
         method="flow_edit",
@@ -163,6 +198,7 @@ PRESETS: dict[str, Preset] = {
         reference="DNAEdit: Direct Noise Alignment for Text-Guided Rectified Flow Editing, "
         "as for Stable Diffusion 3.5 medium",
         num_inference_steps=40,
+        grid="diffusers",
         strength=27 / 40,
         scheme="dna",
         method="dna_edit",
@@ -199,9 +235,31 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+TWINS: dict[str, dict[str, str]] = {
+    name: {"flux": f"{name}-flux"} for name in ("directedit", "uniedit", "flowedit", "dnaedit")
+}
+"""Presets of methods that were published for several families: which one a name stands for on a
+family (`FlowModel.family`) other than its own."""
 
-def get_preset(preset: str | Preset, **settings: Any) -> Preset:
+
+def on_family(name: str, family: str) -> str:
+    """The preset that a name stands for on a family of models.
+
+    Example:
+        >>> on_family("flowedit", "flux"), on_family("flowedit", "sd3")
+        ('flowedit-flux', 'flowedit')
+    """
+    return TWINS.get(name, {}).get(family, name)
+
+
+def get_preset(preset: str | Preset, family: str | None = None, **settings: Any) -> Preset:
     """A preset by name, with some of its fields replaced.
+
+    Args:
+        preset: its name; a `Preset` is taken as it is.
+        family: of the model; where the method was published for it too, a name stands for those
+            settings (`TWINS`).
+        **settings: fields to replace.
 
     Raises:
         InputError: there is no such preset or field, or a value is out of range or of no effect.
@@ -209,7 +267,7 @@ def get_preset(preset: str | Preset, **settings: Any) -> Preset:
     if isinstance(preset, str):
         if preset not in PRESETS:
             raise InputError(f"preset is {preset!r}; one of: {', '.join(PRESETS)}")
-        preset = PRESETS[preset]
+        preset = PRESETS[preset if family is None else on_family(preset, family)]
     return preset.override(settings)
 
 
@@ -218,9 +276,10 @@ def method_name(preset: Preset, name: str | None = None) -> str:
 
     Args:
         preset: as it was used.
-        name: the name it was asked for by; found by its reference when None.
+        name: the name it was asked for by, which may stand for another on the model's family;
+            found by its reference when None.
     """
-    if name is None:
+    if name is None or name in TWINS:
         known = (n for n, other in PRESETS.items() if other.reference == preset.reference)
         name = next(known, DEFAULT_PRESET)
     return name if PRESETS.get(name) == preset else f"{name}, changed"

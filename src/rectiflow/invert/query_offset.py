@@ -1,9 +1,11 @@
 """Query offset: an exact inverse at one evaluation per step (DirectEdit, arXiv 2605.02417).
 
-The inversion asks the field at the cleaner state, ``v_i = v(x_{i+1}, t_{i+1})``, and goes to
+The inversion asks the field at the cleaner state, ``v_i = v(x_{i+1}, τ_i)``, and goes to
 ``x_i = x_{i+1} − h_i v_i``. The generating step asks the field where it was asked before: at
 ``x_i + Δ_i`` with ``Δ_i = x_{i+1} − x_i``, and at that time. Under the same prompt and guidance it
-then returns ``x_{i+1}`` to rounding; a target's row uses the source's offsets.
+then returns ``x_{i+1}`` to rounding; a target's row uses the source's offsets. The time τ_i is that
+of the state, t_{i+1}, with ``time="cleaner"``; DirectEdit's official code tells the network t_i
+(`"noisier"`), both ways.
 """
 
 from __future__ import annotations
@@ -29,19 +31,24 @@ class QueryOffset(Scheme):
     ) -> InversionResult:
         """Euler inversion that remembers where it asked."""
         states, velocities = [x_1], []
+        times = grid[1:] if preset.time == "cleaner" else grid[:-1]
         for step in reversed(range(len(grid) - 1)):
-            v = velocity(states[-1], grid[step + 1], step)
+            v = velocity(states[-1], times[step], step)
             velocities.append(v)
             states.append(states[-1] - (grid[step + 1] - grid[step]) * v)
         trajectory = torch.stack(states[::-1])
         return InversionResult.unsolved(
-            states, velocities=torch.stack(velocities[::-1]), offsets=trajectory.diff(dim=0)
+            states,
+            velocities=torch.stack(velocities[::-1]),
+            offsets=trajectory.diff(dim=0),
+            times=times.clone(),  # saved beside the grid
         )
 
     def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
         """Euler's step with the velocity of another place and time."""
         assert path.offsets is not None
-        return OffsetEuler(path.offsets[:, rows], grid[1:])
+        times = grid[1:] if path.times is None else path.times
+        return OffsetEuler(path.offsets[:, rows], times)
 
 
 class OffsetEuler(Solver):

@@ -26,6 +26,8 @@ class InversionResult:
     ask it again; None where the scheme has not asked there."""
     offsets: Tensor | None = None
     """``[N, B, ...]``: where the generating step asks the field, from ``x_i``; None for zero."""
+    times: Tensor | None = None
+    """``[N]``: the times the network is told there; None for the scheme's own."""
     features: FeatureStore | None = None
     """The network's features at those places, if they were recorded."""
     scheme: str | None = None
@@ -39,6 +41,7 @@ class InversionResult:
         evaluations: int = 1,
         velocities: Tensor | None = None,
         offsets: Tensor | None = None,
+        times: Tensor | None = None,
     ) -> InversionResult:
         """The path of a scheme that does not know its residuals.
 
@@ -47,6 +50,7 @@ class InversionResult:
             evaluations: of the field, in every step.
             velocities: as in the result.
             offsets: as in the result.
+            times: as in the result.
         """
         steps, rows = len(states) - 1, len(states[0])
         return cls(
@@ -55,13 +59,14 @@ class InversionResult:
             evaluations=torch.full((steps, rows), evaluations, dtype=torch.long),
             velocities=velocities,
             offsets=offsets,
+            times=times,
         )
 
     def to(self, device: torch.device) -> InversionResult:
         """The same path with its states on another device."""
         moved = {
             name: found.to(device)
-            for name in ("trajectory", "velocities", "offsets")
+            for name in ("trajectory", "velocities", "offsets", "times")
             if (found := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, **moved)

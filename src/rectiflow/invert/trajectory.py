@@ -189,7 +189,7 @@ class Inversion:
             tensors["picture"] = torch.from_numpy(np.array(self.picture))
         tensors |= {
             name: found
-            for name in ("velocities", "offsets")
+            for name in ("velocities", "offsets", "times")
             if (found := getattr(self.path, name)) is not None
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,9 @@ class FlowModel(ABC):
     """
 
     family: ClassVar[str]
+    packed: ClassVar[bool] = False
+    """Whether the family's pipelines pack latents into the tokens of the network, and what is said
+    of them, by a method's authors too, is said of whole patches."""
     text_first: ClassVar[bool]
     """Whether joint attention concatenates [text, image] rather than [image, text]."""
     convention: ClassVar[str | None] = None
@@ -158,6 +161,11 @@ class FlowModel(ABC):
     def shift_for(self, num_tokens: int) -> float:
         """The shift for an image of so many tokens: FLUX's depends on it, others' do not."""
         return self.shift
+
+    @property
+    def dynamic_shift(self) -> bool:
+        """Whether the scheduler computes its shift from the image's size."""
+        return bool(getattr(self.pipeline.scheduler.config, "use_dynamic_shifting", False))
 
     @property
     def default_solver(self) -> str:
@@ -317,3 +325,12 @@ class FlowModel(ABC):
     @abstractmethod
     def attention_sites(self) -> list[AttentionSite]:
         """The attentions whose text stream goes on to a next block, in order."""
+
+    def ending_site(self) -> AttentionSite | None:
+        """The attention of a last block whose text stream ends there, where a family has one."""
+        return None
+
+    def every_site(self) -> list[AttentionSite]:
+        """`attention_sites`, and after them the `ending_site`."""
+        ending = self.ending_site()
+        return [*self.attention_sites(), *([] if ending is None else [ending])]

@@ -45,6 +45,7 @@ class FluxModel(FlowModel):
     """
 
     family: ClassVar[str] = "flux"
+    packed: ClassVar[bool] = True
     text_first: ClassVar[bool] = True
 
     @property

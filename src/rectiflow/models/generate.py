@@ -237,7 +237,13 @@ def grid_points(
         assert num_inference_steps is not None
         return model.student_grid(num_inference_steps)
     tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
-    points = make_grid(grid, num_inference_steps, shift=model.shift_for(tokens), num_tokens=tokens)
+    points = make_grid(
+        grid,
+        num_inference_steps,
+        shift=model.shift_for(tokens),
+        num_tokens=tokens,
+        dynamic_shift=model.dynamic_shift,
+    )
     if isinstance(grid, str) and model.t_min > 0:
         points = model.t_min + (1 - model.t_min) * points
     return points

@@ -46,6 +46,7 @@ class QwenImageModel(FlowModel):
     """
 
     family: ClassVar[str] = "qwen-image"
+    packed: ClassVar[bool] = True
     text_first: ClassVar[bool] = True
 
     @property

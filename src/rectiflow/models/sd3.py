@@ -160,6 +160,10 @@ class SD3Model(FlowModel):
         blocks = (block for block in self.network.transformer_blocks if not block.context_pre_only)
         return [joint_site(block.attn) for block in blocks]
 
+    def ending_site(self) -> AttentionSite | None:
+        """That of the last block."""
+        return joint_site(self.network.transformer_blocks[-1].attn)
+
     def _recommended(self) -> tuple[float, int]:
         """Guidance and steps of the model cards, by what tells the checkpoints apart."""
         config = self.network.config

@@ -27,7 +27,7 @@ class Point:
     """What is read at one place of the network."""
 
     site: int
-    """The number of the attention, among `FlowModel.attention_sites`."""
+    """The number of the attention, among `FlowModel.every_site`."""
     feature: Feature
     """`"text"`: what the text stream enters attention as; else what is projected from a stream,
     before norm and rotation."""
@@ -133,7 +133,7 @@ def tapped(
     """
     network, wanted = TappedNetwork(model), set(points)
     with ExitStack() as stack:
-        for number, site in enumerate(model.attention_sites() if wanted else ()):
+        for number, site in enumerate(model.every_site() if wanted else ()):
             if Point(number, "text") in wanted:
                 stack.callback(
                     site.attention.register_forward_pre_hook(
@@ -151,7 +151,10 @@ def tapped(
 
 
 def every_point(
-    model: FlowModel, kinds: Iterable[tuple[Feature, Stream]], first: float = 0.0
+    model: FlowModel,
+    kinds: Iterable[tuple[Feature, Stream]],
+    first: float = 0.0,
+    ending: bool = False,
 ) -> list[Point]:
     """The points of some kinds at all sites but the first share of them.
 
@@ -159,9 +162,10 @@ def every_point(
         model: Whose sites.
         kinds: Features and the streams they are of.
         first: Sites before this share of their number are left out.
+        ending: Also at the site where text ends, if there is one.
     """
     count = len(model.attention_sites())
-    sites = range(active_steps(first, count), count)
+    sites = range(active_steps(first, count), len(model.every_site()) if ending else count)
     return [Point(site, feature, stream) for site in sites for feature, stream in kinds]
 
 

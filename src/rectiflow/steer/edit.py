@@ -232,7 +232,7 @@ def edit(
     reused = isinstance(image, Inversion)
     if preset is None:
         preset = image.preset if isinstance(image, Inversion) else DEFAULT_PRESET
-    chosen = get_preset(preset, **settings)
+    chosen = get_preset(preset, model.family, **settings)
     if isinstance(image, Inversion):
         check_reuse(image, model, source_prompt, settings)
         chosen = chosen.inverted_as(image.preset)

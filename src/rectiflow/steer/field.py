@@ -49,6 +49,9 @@ class EditField:
             negative = model.encode_prompt("") if task.negative is None else task.negative
             self.negative, _ = guided(model, negative.as_negative(), *scales)
         self.nfe = 0
+        self.uncontrolled = 0
+        """The evaluations next to come on which no control acts: those that a solver begins with
+        and that are no step's own (FireFlow's, as its official code has it)."""
         self._step, self._inner = -1, 0
 
     def __call__(self, x: Tensor, t: Tensor, step: int) -> Tensor:
@@ -62,16 +65,18 @@ class EditField:
         cond = Conditioning.cat([self.source, self.target]) if sources else self.target
         if self.negative is not None:
             cond = Conditioning.cat([self.negative.rows(twins), cond])
+        free = self.uncontrolled > 0
+        self.uncontrolled -= free
         v = self.network.velocity(
             torch.cat([own, x]),
             t,
             cond,
             step,
-            self._rows(twins, sources, targets),
+            self._rows(twins, sources, 0 if free else targets),
             None if sources else self._kept(step, self._inner, x.device),
         )
         self.nfe += twins + len(x)
-        self._inner += 1
+        self._inner += not free
         if not twins:
             return v
         unguided, prompted = v[:twins], v[twins:]

@@ -91,6 +91,7 @@ def consistent(
     steps = num_inference_steps
     chosen = get_preset(
         preset,
+        model.family,
         guidance_scale=guidance,
         num_inference_steps=model.default_num_inference_steps if steps is None else steps,
         **settings,

@@ -144,6 +144,7 @@ def two_branch(
             rows = len(x)
             owned = torch.tensor([*range(beside), *owners])
             solver = SCHEMES[path.scheme or preset.scheme].solver(path, task.grid, owned)
+            field.uncontrolled = solver.extra if memory is None else 0
             landed, memory = solver.step(field, x, t, t_next, step, memory)
             correction = source.end(step, landed[:beside] if beside else None)
             moved = landed[beside:]

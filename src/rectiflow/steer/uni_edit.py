@@ -4,6 +4,14 @@ In each step both prompts are asked at the target's state. With ``Δ = v_target 
 map of disagreement ``M = minmax(mean_channels |Δ|)``, each sample's own,
 
     ``v̂ = M v_target + (1 − M) v_source + ω (1 + M) Δ``.
+
+Where a family's pipelines pack latents into tokens (FLUX), the channels are those of a token, and
+the map has one value for each patch of 2 × 2 cells. The two official codes contradict each other:
+that for FLUX takes the mean of ``|Δ|``, as the paper does and as we do; that for Stable Diffusion 3
+takes the minmax of the signed mean of its velocity's difference (−Δ), which is largest where the
+difference points up and smallest where it points down. That is `disagreement="signed"`: another
+picture. Both codes invert under the empty prompt, and edit from the source's prompt
+to the target's.
 """
 
 from __future__ import annotations
@@ -11,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rectiflow.invert.preset import Preset
+from rectiflow.invert.preset import Disagreement, Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
 from rectiflow.steer.prompted import end_step, prompted
@@ -37,27 +45,34 @@ def uni_edit(
     for step in range(task.steps):
         t, t_next = task.grid[step], task.grid[step + 1]
         v_source, v_target = field(torch.cat([x, x]), t, step).chunk(2)
-        x = x + (t_next - t) * fused(v_source, v_target, preset.omega)
+        m = disagreement(
+            v_target - v_source, model.patch if model.packed else 1, preset.disagreement
+        )
+        x = x + (t_next - t) * fused(v_source, v_target, m, preset.omega)
         x = end_step(task, step, x, task.trajectory[step + 1][owners], callback_on_step_end)
     return Edited(x, field.nfe, task.mask)
 
 
-def fused(v_source: Tensor, v_target: Tensor, omega: float) -> Tensor:
-    """``v̂`` of two velocities ``[T, C, h, w]``; finite where they are equal."""
-    delta = v_target - v_source
-    m = disagreement(delta)
-    return m * v_target + (1 - m) * v_source + omega * (1 + m) * delta
+def fused(v_source: Tensor, v_target: Tensor, m: Tensor, omega: float) -> Tensor:
+    """``v̂`` of two velocities ``[T, C, h, w]`` and the map ``[T, 1, h, w]``."""
+    return m * v_target + (1 - m) * v_source + omega * (1 + m) * (v_target - v_source)
 
 
-def disagreement(delta: Tensor) -> Tensor:
+def disagreement(delta: Tensor, patch: int = 1, kind: Disagreement = "absolute") -> Tensor:
     """``M``: 0 where a sample's prompts disagree least, 1 where most; 0 all over where nowhere.
 
     Args:
         delta: the difference of the velocities, ``[T, C, h, w]``.
+        patch: the side of the square of cells that has one value.
+        kind: as `Preset.disagreement`.
 
     Returns:
         ``[T, 1, h, w]``.
     """
-    size = delta.abs().mean(1, keepdim=True)
+    # The signed mean is of diffusers' velocity, which points to the noise.
+    size = (delta.abs() if kind == "absolute" else -delta).mean(1, keepdim=True)
+    if patch > 1:
+        means = torch.nn.functional.avg_pool2d(size, patch)
+        size = means.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     least, most = size.amin((2, 3), keepdim=True), size.amax((2, 3), keepdim=True)
     return (size - least) / (most - least).clamp_min(torch.finfo(size.dtype).tiny)

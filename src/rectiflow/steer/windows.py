@@ -60,7 +60,7 @@ def word_steps(
     Raises:
         InputError: a window is of a word that stays in none of the targets.
     """
-    steps = active_steps(preset.strength, preset.num_inference_steps)
+    steps = preset.steps
     held = torch.full_like(token_maps, active_steps(preset.adaln_ratio, steps))
     kept = token_maps != NOTHING
     segments = model.tokenize(list(targets))
