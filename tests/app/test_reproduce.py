@@ -35,7 +35,7 @@ def test_no_time_says_what_is_missing(run: Run, tmp_path: Path) -> None:
     folder, page = tmp_path / "work", tmp_path / "pages" / "page.md"
     words = ("reproduce", "instaflow", "-o", folder, "--page", page, "--max-minutes", 0)
     done = run(*words, "--json")
-    assert done.code == 0
+    assert done.code == 75
     items = [item.name for item in instaflow("small").items]
     data = done.data
     assert data["missing"] == items
@@ -48,7 +48,7 @@ def test_no_time_says_what_is_missing(run: Run, tmp_path: Path) -> None:
     for part in ("pairs", "students", "figures", "locks"):
         assert not (folder / part).exists()
     text = run(*words)
-    assert text.code == 0 and text.out.rstrip().endswith(str(page))
+    assert text.code == 75 and text.out.rstrip().endswith(str(page))
     assert f"{len(items)} items are not there" in text.out
 
 
@@ -62,7 +62,7 @@ def test_only_some_of_it(run: Run, tmp_path: Path) -> None:
 def test_the_folder_of_another_size_or_dtype_is_refused(run: Run, tmp_path: Path) -> None:
     folder, page, other = tmp_path / "work", tmp_path / "page.md", tmp_path / "other.md"
     words = ("reproduce", "instaflow", "-o", folder, "--max-minutes", 0)
-    assert run(*words, "--page", page).code == 0
+    assert run(*words, "--page", page).code == 75
     words = (*words, "--page", other)
     run(*words, "--size", "full").refuses(str(folder), "instaflow small float32", "-o")
     run(*words, "--dtype", "bfloat16").refuses(str(folder), "instaflow small float32", "-o")

@@ -172,7 +172,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line(tmp_path: Path) -> None:
 
 
 def test_all_processes_stop_together_and_are_gone_on_with(one: Path, tmp_path: Path) -> None:
-    """SIGTERM to one of them; steps are then counted alike in both."""
+    """A signal to one of them ends the step in both, however seldom they look at the loss."""
     given = config(**PLAIN, log_every=4, measure_every=10)
 
     def work(rank: int) -> None:
@@ -181,18 +181,19 @@ def test_all_processes_stop_together_and_are_gone_on_with(one: Path, tmp_path: P
             batch = trainer.task.batch
 
             def stopping(indices: list[int]) -> dict[str, Tensor]:
-                if indices[0] > 9 * 16:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if indices[0] > 9 * 16:  # of the last step before a measurement
+                    os.kill(os.getpid(), signal.SIGUSR1)
                 return batch(indices)
 
             trainer.task.batch = stopping  # type: ignore[method-assign, assignment]
         else:
             trainer.resume()
         trainer.train()
+        assert trainer.stopped is (trainer.step < 30)
         print(trainer.step, file=(tmp_path / f"step-{rank}").open("w"))
 
     assert codes(two(work, tmp_path)) == [0, 0], errors(tmp_path)
-    assert [(tmp_path / f"step-{rank}").read_text() for rank in range(2)] == ["12\n", "12\n"]
+    assert [(tmp_path / f"step-{rank}").read_text() for rank in range(2)] == ["10\n", "10\n"]
     assert codes(two(work, tmp_path)) == [0, 0], errors(tmp_path)
     close(one, tmp_path / "run")
 
@@ -217,3 +218,35 @@ def test_torchrun(one: Path, tmp_path: Path) -> None:
     Trainer(ToyTask(), config(**settings), tmp_path / "one").train()
     close(tmp_path / "one", tmp_path / "two")
     assert len((tmp_path / "two/log.jsonl").read_text().splitlines()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_that_is_told_to_stop_leaves_a_checkpoint(tmp_path: Path, signum: int) -> None:
+    """Within its own 30 seconds, in steps of 3, with nothing to report for a long time."""
+    settings = {**PLAIN, "steps": 8, "log_every": 1000, "decay_steps": 0, "measure_every": 0}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--master_port", "0", "--standalone", "-m", "tests.straighten.toy"]
+
+    def begin(folder: str, seconds: float) -> subprocess.Popen[bytes]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        words = [*torchrun, str(tmp_path / folder / "run"), json.dumps(settings)]
+        environment = os.environ | {"TOY_SECONDS": str(seconds)}
+        return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+
+    process = begin("stopped", 3.0)
+    try:
+        while not (tmp_path / "stopped" / "begun").exists():
+            time.sleep(0.1)
+            assert process.poll() is None
+        asked = time.monotonic()
+        process.send_signal(signum)
+        assert process.wait(60) != 0
+        assert time.monotonic() - asked < 25
+    finally:
+        process.kill()
+    (found,) = checkpoint.checkpoints(tmp_path / "stopped" / "run")
+    assert 1 <= checkpoint.step_of(found) <= 3
+    assert begin("stopped", 0.01).wait(120) == 0
+    assert begin("whole", 0.01).wait(120) == 0
+    close(tmp_path / "stopped" / "run", tmp_path / "whole" / "run")

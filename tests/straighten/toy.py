@@ -152,9 +152,27 @@ def kill_after(child: int, seconds: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
+class SlowTask(ToyTask):
+    """Whose steps take so many seconds, and are written down as they begin."""
+
+    def __init__(self, seconds: float, begun: Path) -> None:
+        super().__init__()
+        self.seconds, self.begun = seconds, begun
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        self.begun.write_text(str(indices[0] // 16))
+        time.sleep(self.seconds)
+        return super().batch(indices)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     settings = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
-    trainer = Trainer(ToyTask(), config(**settings), Path(sys.argv[1]))
+    run = Path(sys.argv[1])
+    task = ToyTask()
+    if seconds := float(os.environ.get("TOY_SECONDS", 0)):
+        task = SlowTask(seconds, run.with_name("begun"))
+    trainer = Trainer(task, config(**settings), run)
     trainer.resume()
     trainer.train()
+    sys.exit(75 if trainer.stopped else 0)

@@ -105,7 +105,7 @@ def run_batch(
         InputError: the table is wrong; nothing was done.
         WorkError: some rows failed, the others are done.
     """
-    from tqdm import tqdm
+    from rectiflow.progress import progress
 
     started = time.perf_counter()
     rows = read_rows(table, output, choose, preset, diagnose)
@@ -117,7 +117,7 @@ def run_batch(
     waiting = Counter(row.source for row in todo)
     kept: dict[str, Inversion] = {}
     spent: Counter[str] = Counter()
-    for row in tqdm(todo, desc="edits", unit="edit", disable=None, leave=False):
+    for row in progress(todo, desc="edits", unit="edit", leave=False):
         entry = row.shown() | {"inputs": inputs[row.name]}
         shared = kept.get(row.source)
         waiting[row.source] -= 1

@@ -99,8 +99,8 @@ def root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (the process's own by default) and return its exit code.
 
-    0: done; 1: the work failed; 2: the input or the usage is wrong; 130: interrupted. Failures
-    are one line on stderr.
+    0: done; 1: the work failed; 2: the input or the usage is wrong; 75: stopped, and the same
+    command goes on later; 130: interrupted. Failures are one line on stderr.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     # What these libraries have to say at import is about themselves, not about the user's work.

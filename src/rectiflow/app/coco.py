@@ -100,7 +100,7 @@ def coco(
 
     Pictures that are there are not drawn again; when all are, they are measured.
     """
-    with session(as_json) as terminal:
+    with session(as_json, resumable=True) as terminal:
         if make_data is not None:
             _make_data(terminal, make_data, limit)
             return

@@ -77,7 +77,7 @@ def straight_edits(
     say otherwise: how near they come to the true targets, and the round trips to the pictures.
     What an output folder has is not made again.
     """
-    with session(as_json) as terminal:
+    with session(as_json, resumable=output is not None) as terminal:
         suites.straight_editing(
             terminal,
             model=model,

@@ -8,13 +8,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
 import rectiflow
+from rectiflow.stopping import GO_ON_LATER, Stopped, at_once
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -79,8 +80,14 @@ class Session:
 
 
 @contextmanager
-def session(as_json: bool) -> Iterator[Session]:
-    """Keep stdout for the result, and show of all warnings only our own."""
+def session(as_json: bool, resumable: bool = False) -> Iterator[Session]:
+    """Keep stdout for the result, and show of all warnings only our own.
+
+    Args:
+        as_json: how the result is printed.
+        resumable: whether the same command goes on where it was stopped; a signal then ends it
+            with a code that says so.
+    """
     opened = Session(sys.stdout, as_json)
 
     def show(
@@ -97,15 +104,20 @@ def session(as_json: bool) -> Iterator[Session]:
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
-        yield opened
+        try:
+            with at_once() if resumable else nullcontext():
+                yield opened
+        except Stopped as signal:
+            opened.note(f"stopped by {signal}: the same command goes on from what is there")
+            raise typer.Exit(GO_ON_LATER) from None
 
 
 @contextmanager
 def evaluations(model: FlowModel, what: str) -> Iterator[tqdm[Any]]:
-    """A progress bar that counts calls of a model's network; none where there is no terminal."""
-    from tqdm import tqdm
+    """A progress bar that counts calls of a model's network."""
+    from rectiflow.progress import progress
 
-    with tqdm(desc=what, unit=" evaluations", disable=None, leave=False) as bar:
+    with progress(desc=what, unit=" evaluations", leave=False) as bar:
 
         def count(*_: object) -> None:
             bar.update()

@@ -58,9 +58,8 @@ def demo(
     It takes less than a minute on two cores and ends with a report to look at.
     """
     with session(as_json) as terminal:
-        from tqdm import tqdm
-
         from rectiflow.emoji.edits import sample_edit
+        from rectiflow.progress import progress
         from rectiflow.report import write_gallery
 
         started = time.perf_counter()
@@ -71,7 +70,7 @@ def demo(
         shown: list[EditReport] = []
         spent: Counter[str] = Counter()
         entries: list[dict[str, Any]] = []
-        for kind, seed in tqdm(CASES, desc="edits", unit="edit", disable=None, leave=False):
+        for kind, seed in progress(CASES, desc="edits", unit="edit", leave=False):
             folder = output / "cases" / kind
             case = sample_edit(kind, seed)
             report, entry = _case(loaded, case, folder, chosen, terminal, diagnose)

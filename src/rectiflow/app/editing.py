@@ -125,7 +125,7 @@ def edit(
     report.html and, with --diagnose, reconstruction.png. With --seed instead of an image, what the
     model generates from --from is edited.
     """
-    with session(as_json) as terminal:
+    with session(as_json, resumable=table is not None) as terminal:
 
         def choose(name: str | None, reused: bool) -> tuple[Preset, list[str]]:
             given = [*(settings or []), *([] if strength is None else [f"strength={strength}"])]

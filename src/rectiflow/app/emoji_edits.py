@@ -46,7 +46,7 @@ def emoji_edits(
     given = EditOptions(
         methods, first_seed, batch_size, masks, tuned, tune, ablations, processes, update
     )
-    with session(as_json) as terminal:
+    with session(as_json, resumable=output is not None) as terminal:
         given.check()
         chosen = _chosen(tuned)
         if output is not None:

@@ -122,12 +122,13 @@ def pairs(
 ) -> None:
     """Make pairs of noise and images for reflow and distillation.
 
-    The same command again goes on where it stopped, whatever stopped it. Several may write one
-    store: give each its --worker, or start them with torchrun.
+    The same command again goes on where it stopped, whatever stopped it; after SIGTERM, SIGUSR1 or
+    Ctrl-C the exit code is 75. Several may write one store: give each its --worker, or start them
+    with torchrun.
     """
     if context.invoked_subcommand is not None:
         return
-    with session(as_json) as terminal:
+    with session(as_json, resumable=True) as terminal:
         from rectiflow.straighten.folder import Folder
         from rectiflow.straighten.pair_maker import make_pairs
         from rectiflow.straighten.store_writer import existing_manifest
@@ -176,11 +177,13 @@ def pairs(
 
 @contextmanager
 def progress_bar(worker: int, num_workers: int) -> Iterator[Callable[[PairProgress], None]]:
-    """A bar with pairs a second, the time left and bytes; none where there is no terminal."""
+    """A bar with pairs a second, the time left and bytes."""
     from tqdm import tqdm
 
+    from rectiflow.progress import progress
+
     name = "pairs" if num_workers == 1 else f"pairs, writer {worker + 1} of {num_workers}"
-    with tqdm(desc=name, unit=" pairs", disable=None, leave=False, position=worker) as bar:
+    with progress(desc=name, unit=" pairs", leave=False, position=worker) as bar:
         made = 0
 
         def show(now: PairProgress) -> None:

@@ -90,10 +90,10 @@ def inspect_pairs(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar of shards; none where there is no terminal."""
-    from tqdm import tqdm
+    """A bar of shards."""
+    from rectiflow.progress import progress
 
-    with tqdm(desc="reading", unit=" shards", disable=None, leave=False) as bar:
+    with progress(desc="reading", unit=" shards", leave=False) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

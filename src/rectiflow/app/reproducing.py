@@ -12,6 +12,7 @@ import typer
 from rectiflow.app import options
 from rectiflow.app.console import session
 from rectiflow.errors import InputError
+from rectiflow.stopping import GO_ON_LATER
 
 
 class Paper(StrEnum):
@@ -69,7 +70,9 @@ def reproduce(
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Stop after this long; run again, it goes on.", show_default=False
+            min=0,
+            help="Stop after this long; run again, it goes on (exit code 75).",
+            show_default=False,
         ),
     ] = None,
     amend: Annotated[
@@ -90,7 +93,7 @@ def reproduce(
     stopped, and several at once share the work. The page says which claims hold here, which do
     not, and what was not run.
     """
-    with session(as_json) as terminal:
+    with session(as_json, resumable=True) as terminal:
         import torch
 
         from rectiflow.reproduce import page as written
@@ -142,3 +145,5 @@ def reproduce(
         if waiting:
             lines.append(f"{len(waiting)} items are not there; the same command goes on")
         terminal.result(data, "\n".join([*lines, str(file)]))
+        if waiting:
+            raise typer.Exit(GO_ON_LATER)

@@ -12,6 +12,7 @@ import typer
 
 from rectiflow.app import options
 from rectiflow.errors import InputError
+from rectiflow.stopping import GO_ON_LATER
 
 if TYPE_CHECKING:
     from rectiflow.straighten.trainer import Trainer
@@ -28,7 +29,9 @@ Resume = Annotated[
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(min=0, help="Stop after this long, to be resumed.", show_default=False),
+    typer.Option(
+        min=0, help="Stop after this long, to be resumed (exit code 75).", show_default=False
+    ),
 ]
 Export = Annotated[
     Path | None,
@@ -47,21 +50,17 @@ def assigned(given: dict[str, Any], assignments: list[str] | None) -> dict[str, 
     return override(given, assignments or [])
 
 
-def resume(trainer: Trainer, wanted: str) -> bool:
-    """Go on from a checkpoint; False where there is none.
+def leave_together(finished: bool) -> None:
+    """End a training command once its other processes do, lest a launcher ends the slower ones.
 
     Raises:
-        InputError: it is damaged, or the one that was named is not there.
+        typer.Exit: the run is not finished, and the code says so.
     """
-    from safetensors import SafetensorError
+    from accelerate import PartialState
 
-    try:
-        return trainer.resume(wanted)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"the checkpoint {wanted} of {trainer.run} is damaged ({error}): remove its folder to "
-            "go on from the one before"
-        ) from error
+    PartialState().wait_for_everyone()
+    if not finished:
+        raise typer.Exit(GO_ON_LATER)
 
 
 def check_export(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,7 +72,9 @@ def reflow(
     """Straighten a flow on pairs of noise and images.
 
     The same command again goes on where it stopped. The run's folder gets its configuration, a
-    log, sheets of samples and checkpoints, and in the end the model.
+    log, sheets of samples and checkpoints, and in the end the model. SIGTERM, SIGUSR1 and Ctrl-C
+    leave a checkpoint, and exit code 75 says that the run is to be gone on with; a second Ctrl-C
+    stops at once. With more --set steps a finished run goes on, too.
     """
     given = _given(config, settings, pairs, model, any_teacher)
     _straighten("reflow", given, config, phase, resume, max_minutes, output, export, as_json)
@@ -99,7 +100,9 @@ def distill(
     It learns to go from noise to its pair's image at once.
 
     The same command again goes on where it stopped. The run's folder gets its configuration, a
-    log, sheets of samples and checkpoints, and in the end the model.
+    log, sheets of samples and checkpoints, and in the end the model. SIGTERM, SIGUSR1 and Ctrl-C
+    leave a checkpoint, and exit code 75 says that the run is to be gone on with; a second Ctrl-C
+    stops at once. With more --set steps a finished run goes on, too.
     """
     given = _given(config, settings, pairs, model, any_teacher)
     _straighten("distill", given, config, phase, resume, max_minutes, output, export, as_json)
@@ -116,7 +119,7 @@ def _straighten(
     export: Path | None,
     as_json: bool,
 ) -> None:
-    with session(as_json) as terminal:
+    with session(as_json, resumable=True) as terminal:
         from accelerate import PartialState
 
         from rectiflow.straighten.export import check_folder
@@ -133,7 +136,7 @@ def _straighten(
         if phase is not None and recipe is None:
             raise InputError("--phase is for named configurations: name one with --config")
         plans = plan_phases(kind, given, run, recipe, phase)
-        check_phases(plans)  # before anything is written
+        check_phases(plans, resume)  # before anything is written
         if export is not None:
             check_folder(export)
             options.output_folder(export.parent)
@@ -141,12 +144,15 @@ def _straighten(
         options.output_folder(run)
         outcomes = run_phases(
             plans,
-            resume=partial(run_options.resume, wanted=resume),
+            wanted=resume,
             max_minutes=max_minutes,
         )
-        finished = plans[-1].over
+        last = outcomes[-1]
+        taken = len(outcomes) == len(plans) and last.finished
+        finished = taken and plans[-1].over(last.config)
         exported = None
         if not PartialState().is_main_process:  # of torchrun's
+            run_options.leave_together(taken)
             return
         if export is not None and finished:
             export_model(plans[-1], export)
@@ -162,6 +168,7 @@ def _straighten(
             "warnings": terminal.warnings,
         }
         _report(terminal, data)
+        run_options.leave_together(taken)
 
 
 def _given(

@@ -46,9 +46,10 @@ def train(
     """Train a model by a recipe.
 
     The same command again goes on where it stopped. The run's folder gets its configuration, a
-    log, samples and checkpoints.
+    log, samples and checkpoints. SIGTERM, SIGUSR1 and Ctrl-C leave a checkpoint, and exit code 75
+    says that the run is to be gone on with; a second Ctrl-C stops at once.
     """
-    with session(as_json) as terminal:
+    with session(as_json, resumable=True) as terminal:
         started = time.perf_counter()
         given = _given(recipe, config, settings, init_from)
         run = output or Path("runs") / str(given["recipe"])
@@ -57,11 +58,15 @@ def train(
         if export is not None:
             run_options.check_export(export)
         trainer = _trainer(chosen, run)
-        resumed = run_options.resume(trainer, resume)
+        resumed = trainer.resume(resume)
         begun = trainer.step
         trainer.train(max_minutes)
+        finished = trainer.step >= chosen.steps
         if not trainer.main:  # of several processes one writes and speaks
+            run_options.leave_together(finished)
             return
+        if trainer.stopped and not finished:
+            export = None  # there may be no time for it
         if export is not None:
             run_options.export(trainer, export)
         data = {
@@ -70,16 +75,17 @@ def train(
             "resumed_from": begun if resumed else None,
             "step": trainer.step,
             "steps": chosen.steps,
-            "finished": trainer.step >= chosen.steps,
+            "finished": finished,
             "loss": run_options.last_of(run, "loss"),
             "export": None if export is None else str(export),
             "seconds": time.perf_counter() - started,
             "warnings": terminal.warnings,
         }
         words = f"{run}: step {trainer.step} of {chosen.steps}"
-        if not data["finished"]:
+        if not finished:
             words += "; the same command goes on from here"
         terminal.result(data, words if export is None else f"{words}\nmodel: {export}")
+        run_options.leave_together(finished)
 
 
 def _given(

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from rectiflow.emoji.vae import scenes
 from rectiflow.files import replacing
+from rectiflow.progress import progress
 
 CHUNK = 1000
 
@@ -35,7 +35,7 @@ def cached_latents(vae: AutoencoderKL, folder: Path, count: int) -> Tensor:
     where it was, and several processes can share the work; `folder` belongs to one codec.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = tqdm(range(0, count, CHUNK), desc="encoding scenes", disable=None)
+    starts = progress(range(0, count, CHUNK), desc="encoding scenes")
     return torch.cat([load_chunk(vae, folder, start) for start in starts])[:count]
 
 

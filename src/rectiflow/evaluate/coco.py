@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from rectiflow.errors import InputError
 from rectiflow.evaluate.coco_data import Coco, CocoImage
 from rectiflow.files import write_whole
@@ -23,6 +21,7 @@ from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.images import to_pil
 from rectiflow.models.schedulers import SCHEDULERS
+from rectiflow.progress import progress
 from rectiflow.report import save_png
 
 SETTINGS = "settings.json"
@@ -180,4 +179,4 @@ def _compare(run: Run, settings: dict[str, Any]) -> None:
 
 
 def _progress(batches: Sequence[Sequence[CocoImage]]) -> Iterator[Sequence[CocoImage]]:
-    return iter(tqdm(batches, desc="drawing", unit=" batches", disable=None, leave=False))
+    return iter(progress(batches, desc="drawing", unit=" batches", leave=False))

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate import pie_bench_metrics
@@ -31,6 +30,7 @@ from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.files import write_csv
 from rectiflow.models.images import load_image
 from rectiflow.models.weights import weight_hash
+from rectiflow.progress import progress
 from rectiflow.report import read_png
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ def _clip_features(clip: Clip, files: Sequence[Path]) -> NDArray[np.float32]:
 def _batches(files: Sequence[Path], size: int, what: str) -> Iterator[NDArray[np.uint8]]:
     """Pictures resized, uint8 ``[B, size, size, 3]``."""
     starts = range(0, len(files), BATCH)
-    for start in tqdm(starts, desc=what, unit=" batches", disable=None, leave=False):
+    for start in progress(starts, desc=what, unit=" batches", leave=False):
         pictures = [resize(load_image(file), size) for file in files[start : start + BATCH]]
         yield np.stack([np.asarray(picture) for picture in pictures])
 

@@ -20,6 +20,7 @@ from rectiflow.evaluate.emoji_edits import Benchmark, Masks, cases
 from rectiflow.evaluate.emoji_models import load_clip
 from rectiflow.invert.presets import Preset
 from rectiflow.models.load import load
+from rectiflow.stopping import with_workers
 
 Job = tuple[str, str | Preset]
 """What to call a method, and the method."""
@@ -77,7 +78,7 @@ def work_ahead(
     )
     shares = [share for i in range(processes) if (share := jobs[i::processes])]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(shares), mp_context=context) as pool:
+    with ProcessPoolExecutor(len(shares), mp_context=context) as pool, with_workers():
         running = [pool.submit(_work, described, share, n) for share in shares]
         try:
             for one in running:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.edits import edit, sample_edit
@@ -23,6 +22,7 @@ from rectiflow.evaluate.edit_scores import Column, interval, paired
 from rectiflow.evaluate.emoji_edits import REPORTED_SEED
 from rectiflow.invert.presets import Preset
 from rectiflow.models.base import FlowModel
+from rectiflow.progress import progress
 from rectiflow.steer import edit_chain
 
 KINDS = ("color", "background", "style")
@@ -99,7 +99,7 @@ def measure_chains(
         WorkError: the network returned something that is not a number.
     """
     found: list[list[tuple[float, ...]]] = []
-    for seed in tqdm(range(first_seed, first_seed + limit), desc="chains", disable=None):
+    for seed in progress(range(first_seed, first_seed + limit), desc="chains"):
         case = sample_chain(seed)
         pictures = [render(scene, model.default_size) for scene in case.scenes]
         chain = edit_chain(

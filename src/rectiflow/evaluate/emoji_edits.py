@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rectiflow._version import __version__
 from rectiflow.emoji.edits import KINDS, EditCase, sample_edit
@@ -33,6 +32,7 @@ from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.weights import weight_hash
+from rectiflow.progress import progress
 from rectiflow.steer.alignment import align
 from rectiflow.steer.editing import edit_latents
 from rectiflow.steer.masks import latent_mask
@@ -200,7 +200,7 @@ class Benchmark:
         self, edits: Sequence[EditCase], first: int, name: str
     ) -> Iterator[Sequence[EditCase]]:
         starts = range(first, len(edits), self.batch_size)
-        for start in tqdm(starts, desc=name, disable=None, unit="batch", leave=False):
+        for start in progress(starts, desc=name, unit="batch", leave=False):
             yield edits[start : start + self.batch_size]
 
 

@@ -20,7 +20,6 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from rectiflow._version import __version__
@@ -35,6 +34,7 @@ from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import WEIGHTS, load
+from rectiflow.progress import progress
 from rectiflow.report.sheet import contact_sheet
 
 CAPTIONS = 300
@@ -308,6 +308,6 @@ def _sheet(
 
 
 def _progress(items: Any, label: str) -> Iterable[Any]:
-    # On stderr, and silent when that is not a terminal.
-    bar: Iterable[Any] = tqdm(items, desc=label, disable=None, leave=False)
+    # On stderr.
+    bar: Iterable[Any] = progress(items, desc=label, leave=False)
     return bar

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.render import render_array
@@ -38,6 +37,7 @@ from rectiflow.evaluate.templates import SIZE
 from rectiflow.flow.solver import Solver
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate
+from rectiflow.progress import progress
 from rectiflow.straighten.text_cache import remembering_prompts
 
 JUDGED = 600
@@ -222,6 +222,6 @@ def _in_unit_range(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def _progress(items: Any, label: str) -> Iterable[Any]:
-    # On stderr, and silent when that is not a terminal.
-    bar: Iterable[Any] = tqdm(items, desc=label, disable=None, leave=False)
+    # On stderr.
+    bar: Iterable[Any] = progress(items, desc=label, leave=False)
     return bar

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.evaluate.pie_bench_data import KINDS, PICTURES, PieBench, PieEdit
@@ -30,8 +29,10 @@ from rectiflow.invert import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import load_image, to_tensor
 from rectiflow.models.load import load
+from rectiflow.progress import progress
 from rectiflow.report import read_png, save_png
 from rectiflow.steer import edit
+from rectiflow.stopping import with_workers
 
 SETTINGS = "settings.json"
 
@@ -95,7 +96,7 @@ def make_results(
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers - 1, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers - 1, mp_context=context) as pool, with_workers():
         others: list[Future[None]] = [
             pool.submit(_work, settings, run, share, each) for share in shares[1:]
         ]
@@ -270,4 +271,4 @@ def _flat(scores: Scores) -> dict[str, float | None]:
 
 
 def _progress(entries: Sequence[PieEdit], what: str) -> Iterator[PieEdit]:
-    return iter(tqdm(entries, desc=what, unit=" pictures", disable=None, leave=False))
+    return iter(progress(entries, desc=what, unit=" pictures", leave=False))

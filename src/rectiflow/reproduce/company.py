@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -61,7 +62,8 @@ def _help(
 ) -> None:
     """What another process does, for as long as the first one lives."""
     torch.set_num_threads(threads)
-    workshop.work(items, max_minutes=max_minutes, told=_while_parent_lives)
+    with suppress(KeyboardInterrupt):  # which the first process tells of
+        workshop.work(items, max_minutes=max_minutes, told=_while_parent_lives)
 
 
 def _while_parent_lives(line: str) -> None:

@@ -15,6 +15,7 @@ from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.files import write_whole
 from rectiflow.models.load import load
 from rectiflow.reproduce.study import Settings, Store, Student
+from rectiflow.stopping import Stopped
 from rectiflow.straighten.pair_maker import make_pairs
 from rectiflow.straighten.phases import plan_phases, run_phases
 
@@ -49,7 +50,11 @@ def make_store(workshop: Workshop, store: Store) -> None:
 
 
 def train(workshop: Workshop, student: Student, max_minutes: float | None = None) -> None:
-    """Train a student, or go on with it; phases that are over are passed by."""
+    """Train a student, or go on with it; phases that are over are passed by.
+
+    Raises:
+        Stopped: A signal asked to stop; there is a checkpoint.
+    """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     model = workshop.model(student.begins)
     for number, phase in enumerate(student.phases, 1):
@@ -61,6 +66,8 @@ def train(workshop: Workshop, student: Student, max_minutes: float | None = None
         if left is not None and left <= 0:
             return  # the phases before took all of it
         outcome = run_phases(plans, max_minutes=left)[-1]
+        if outcome.stopped:
+            raise Stopped("a signal")
         if not outcome.finished:
             return
         model = str(plans[-1].model)

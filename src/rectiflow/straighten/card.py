@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ def phase(record: Mapping[str, Any]) -> dict[str, Any]:
         ("optimiser", _optimiser(config)),
         ("averaged weights (EMA)", config.get("ema_decay")),
         ("precision", config.get("mixed_precision")),
+        ("processes", _processes(record.get("ran", ()))),
         ("seed", config.get("seed")),
     ]
     if config.get("lora_rank"):
@@ -163,6 +164,15 @@ def _optimiser(config: Mapping[str, Any]) -> str:
     if muon := config.get("muon_learning_rate"):
         said += f"; the hidden matrices' by Muon, {muon}"
     return said
+
+
+def _processes(ran: Sequence[Mapping[str, Any]]) -> str | None:
+    """By how many a training was done, and on what; None where that was not noted down."""
+    parts = []
+    for part, later in zip(ran, [*ran[1:], None], strict=False):
+        end = "" if later is None else f" to step {later['from_step']}"
+        parts.append(f"{part['processes']} ({part['device']}){end}")
+    return ", then ".join(parts) or None
 
 
 def _pairs(record: Mapping[str, Any]) -> str:

@@ -166,6 +166,22 @@ def resolve(run: Path, wanted: str | None) -> Path | None:
     return run / wanted
 
 
+def to_go_on_from(run: Path, wanted: str | None, steps: int) -> Path | None:
+    """As `resolve`, for a run of so many steps.
+
+    Raises:
+        InputError: the named checkpoint is not there, or the run is past that many steps.
+    """
+    found = resolve(run, wanted)
+    if found is not None and step_of(found) > steps:
+        raise InputError(
+            f"{run} has taken {step_of(found)} steps, and {steps} are asked for: give at least "
+            f"{step_of(found)}, go back with --resume_from_checkpoint to one of "
+            f"{', '.join(path.name for path in checkpoints(run))}, or choose another folder with -o"
+        )
+    return found
+
+
 def drop_after(run: Path, step: int) -> None:
     """Remove the checkpoints later than a step: the run goes another way from there."""
     for later in checkpoints(run):

@@ -16,7 +16,6 @@ import torch
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
-from rectiflow.models.folder import INDEX
 from rectiflow.models.identity import difference
 from rectiflow.models.load import load
 from rectiflow.settings_file import read_yaml
@@ -25,7 +24,7 @@ from rectiflow.straighten.card import made_for_few_steps
 from rectiflow.straighten.config import validate
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import begin
-from rectiflow.straighten.training_record import MODEL, begun_record, read_record
+from rectiflow.straighten.training_record import MODEL, begun_record, read_record, steps_taken
 
 CONFIG = "config.yaml"
 CURVE = 50
@@ -84,7 +83,7 @@ def load_student(
             the line says why.
     """
     config = _configuration(run)
-    if wanted is None and (run / MODEL / INDEX).is_file():
+    if wanted is None and steps_taken(run) == config.steps:
         model = load(run / MODEL, device=device)
         record = (read_record(run / MODEL) or {}) | {"run": facts(run, config, config.steps)}
         return Student(model, record, config_steps(config), config.steps)
@@ -108,6 +107,7 @@ def load_student(
     record = begun_record(identity, model) | {
         "config": config.model_dump(mode="json"),
         "run": facts(run, config, step),
+        "ran": state["progress"].get("ran", []),
     }
     student.network.eval()
     return Student(student, record, config_steps(config), step)

@@ -1,6 +1,6 @@
 """One step of training: loss, gradients, weights, averaged weights.
 
-Nothing in a step waits for the device or for other processes, beyond the sum of the gradients:
+Nothing in a step waits for the device, nor for other processes beyond the sum of the gradients:
 losses and gradient norms are kept as tensors, to be looked at now and then. (fp16 is the
 exception: whether its gradients overflowed has to be known before the weights are moved.)
 """
@@ -35,9 +35,11 @@ class Learner:
 
     def __init__(self, task: Task, config: TrainConfig) -> None:
         self.task, self.config = task, config
-        self.accelerator = processes.start(config.fsdp, config.mixed_precision)
+        self.accelerator = processes.start(config)
+        self.agreed = processes.Agreement(self.accelerator)
         self.device = self.accelerator.device
         self.step, self.skipped = 0, 0
+        self.ran: list[dict[str, Any]] = []  # how, and from which step on
         self.losses: list[Tensor] = []  # since they were last reported
         self.norms: list[Tensor] = []
         self.parts = len(self._micro_batches(0))

@@ -122,6 +122,7 @@ def make_pairs(
         InputError: An argument is wrong, or does not fit the store that is there, which is left as
             it is.
         WorkError: A pair could not be made, or a file not be written; what is there is sound.
+        KeyboardInterrupt: A signal asked to stop; the pairs that are made are kept.
     """
     folder = Folder(uri)
     begun = existing_manifest(folder)

@@ -1,8 +1,9 @@
 """Phases of training, one after the other: each begins as what the one before has become.
 
 A phase is a run of its own in a folder of its own, with its configuration, log and checkpoints; it
-is over when its model lies in the folder `model`, which is written whole or not at all. Run again,
-phases that are over are passed by and the one that was stopped goes on.
+is over when its model, of as many steps as are asked for, lies in the folder `model`, which is
+written whole or not at all. Run again, phases that are over are passed by, the one that was stopped
+goes on, and one that is asked for more steps goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
-from rectiflow.models.folder import INDEX
 from rectiflow.models.load import embedded_models
+from rectiflow.settings_file import read_yaml
+from rectiflow.straighten import checkpoint
 from rectiflow.straighten.assembly import assemble, loaded
 from rectiflow.straighten.continuing import continued
 from rectiflow.straighten.reading import PairStore
@@ -27,7 +29,7 @@ from rectiflow.straighten.recipes import get_recipe
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.straightening import StraightenTask
 from rectiflow.straighten.trainer import Trainer
-from rectiflow.straighten.training_record import MODEL, read_record
+from rectiflow.straighten.training_record import MODEL, read_record, steps_taken
 
 FIRST = ("base", "loras", "variant", "revision")
 """What says which weights the first phase begins with; the others begin as its model."""
@@ -53,10 +55,34 @@ class Plan:
         """Where its model will be."""
         return self.run / MODEL
 
+    def over(self, config: StraightenConfig, wanted: str | None = "latest") -> bool:
+        """Whether its model is there, of the steps that are asked for.
+
+        Args:
+            config: What `configure` gives.
+            wanted: The checkpoint to go on from: one from before the end is gone back to.
+
+        Raises:
+            InputError: there is no such checkpoint, or the phase has taken more steps than it is
+                asked for, or is asked for more and has no checkpoint to go on from.
+        """
+        found = checkpoint.to_go_on_from(self.run, wanted, config.steps)
+        taken = steps_taken(self.run)
+        if taken is None:
+            return False
+        if taken != config.steps and found is None:
+            raise InputError(
+                f"{self.run} has a model of {taken} steps and no checkpoint to go on from, and "
+                f"{config.steps} are asked for: leave them at {taken}, or choose another folder "
+                "with -o"
+            )
+        back = wanted != "latest" and found is not None and checkpoint.step_of(found) < taken
+        return taken == config.steps and not back
+
     @property
-    def over(self) -> bool:
-        """Whether it is there."""
-        return (self.model / INDEX).is_file()
+    def begun(self) -> bool:
+        """Whether there is anything of it."""
+        return (self.run / "config.yaml").is_file()
 
 
 def plan_phases(
@@ -96,6 +122,8 @@ class Outcome:
     config: StraightenConfig
     step: int
     resumed_from: int | None = None
+    stopped: bool = False
+    """By a signal."""
     seconds: float = 0.0
     measures: dict[str, float] = field(default_factory=dict)
 
@@ -105,31 +133,53 @@ class Outcome:
         return self.step >= self.config.steps
 
 
-def check_phases(plans: Sequence[Plan]) -> None:
+def check_phases(plans: Sequence[Plan], wanted: str | None = "latest") -> int:
     """See that every phase's settings are possible, before the first is run.
+
+    Args:
+        plans: In order.
+        wanted: The checkpoint to go on from.
+
+    Returns:
+        The number of the phase that `wanted` is a checkpoint of: the first that is not over, or
+        the last.
 
     Raises:
         InputError: One is not; the line says which setting.
     """
+    configs: list[StraightenConfig] = []
     before: Path | None = None
     for plan in plans:
-        plan.configure(before)
+        configs.append(plan.configure(before))
         before = plan.model
+    taken = [steps_taken(plan.run) for plan in plans]
+    wanting = [n for n, config in enumerate(configs) if taken[n] != config.steps]
+    current = wanting[0] if wanting else len(plans) - 1
+    for number, (plan, config) in enumerate(zip(plans, configs, strict=True)):
+        over = plan.over(config, wanted if number == current else "latest")
+        following = [later for later in plans[number + 1 :] if later.begun]
+        if not over and taken[number] is not None and following:
+            raise InputError(
+                f"{following[0].run} began as the model of {plan.name} after {taken[number]} "
+                f"steps, and {plan.name} is asked to go on to {config.steps}: choose another "
+                "folder with -o, or name the phase to be trained with --phase"
+            )
+    return current
 
 
 def run_phases(
     plans: Sequence[Plan],
     *,
     model: FlowModel | None = None,
-    resume: Callable[[Trainer], bool] = lambda trainer: trainer.resume(),
+    wanted: str | None = "latest",
     max_minutes: float | None = None,
 ) -> list[Outcome]:
-    """Run phases to their end, or for as long as there is time.
+    """Run phases to their end, until a signal, or for as long as there is time.
 
     Args:
         plans: In order.
         model: What the first begins as, if it is loaded already.
-        resume: Goes on from a checkpoint, if there is one.
+        wanted: The checkpoint to go on from, of the first phase that is not over or of the last.
         max_minutes: For all of them together.
 
     Returns:
@@ -139,21 +189,22 @@ def run_phases(
         InputError: A phase is not possible, or its checkpoint is of another run.
         WorkError: A phase failed.
     """
-    check_phases(plans)
+    current = check_phases(plans, wanted)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     outcomes: list[Outcome] = []
     before: Path | None = None
-    for plan in plans:
+    for number, plan in enumerate(plans):
         config = plan.configure(before)
-        if plan.over:
+        begin = wanted if number == current else "latest"
+        if plan.over(config, begin):
             outcomes.append(Outcome(plan.name, plan.run, config, config.steps))
             before = plan.model
             continue
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
         if outcomes and left == 0:
             break
-        outcomes.append(_run(plan, config, model if before is None else None, resume, left))
-        if not plan.over:
+        outcomes.append(_run(plan, config, model if before is None else None, begin, left))
+        if outcomes[-1].stopped or not plan.over(config):
             break
         before = plan.model
     return outcomes
@@ -180,7 +231,9 @@ def _configure(settings: dict[str, Any], run: Path, before: Path | None) -> Stra
         rest = {key: value for key, value in settings.items() if key not in FIRST}
         settings = rest | {"model": str(before)}
     elif "model" not in settings:
-        settings = settings | {"model": _teacher_of(settings)}
+        saved = run / "config.yaml"
+        begun_as = read_yaml(saved).get("model") if saved.is_file() else None
+        settings = settings | {"model": begun_as or _teacher_of(settings)}
     return continued(StraightenConfig, settings, run)
 
 
@@ -203,16 +256,16 @@ def _run(
     plan: Plan,
     config: StraightenConfig,
     model: FlowModel | None,
-    resume: Callable[[Trainer], bool],
+    wanted: str | None,
     max_minutes: float | None,
 ) -> Outcome:
     started = time.perf_counter()
     task, identity = assemble(config, model)
     plan.run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(task, config, plan.run, identity)
-    resumed_from = trainer.step if resume(trainer) else None
+    resumed_from = trainer.step if trainer.resume(wanted) else None
     trainer.train(max_minutes)
-    outcome = Outcome(plan.name, plan.run, config, trainer.step, resumed_from)
+    outcome = Outcome(plan.name, plan.run, config, trainer.step, resumed_from, trainer.stopped)
     if outcome.finished:
         _keep(plan, trainer, task)
     outcome.seconds = time.perf_counter() - started
@@ -230,6 +283,7 @@ def _keep(plan: Plan, trainer: Trainer, task: StraightenTask) -> None:
         return
     with trainer.learner.averaged():
         if trainer.main:
+            task.record["ran"] = trainer.learner.ran
             if task.config.measure_every:
                 task.measure()
             task.export(plan.model, torch.float32)

@@ -7,7 +7,9 @@ split again when it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -19,21 +21,60 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.straighten.config import TrainConfig
 
 SMALLEST_UNIT = 1_000_000
 """Blocks of fewer parameters than this are not gathered by themselves."""
 
 
-def start(fsdp: bool, mixed_precision: str) -> Accelerator:
+def start(config: TrainConfig) -> Accelerator:
     """Join the other processes, if torchrun started this one as one of several.
 
+    What `accelerate launch` says through the environment beyond who the processes are does not
+    count: the configuration does.
+
     Raises:
-        InputError: FSDP with fp16.
+        InputError: FSDP with fp16, or a launcher that would put another loop in place of this one.
     """
-    if fsdp and mixed_precision == "fp16":
+    if config.fsdp and config.mixed_precision == "fp16":
         raise InputError("fsdp does not go with mixed_precision fp16: take bf16, or no fsdp")
+    _check_launcher(config)
     # Without an accelerator torchrun's processes count only if the CPU is asked for.
-    return Accelerator(cpu=not torch.accelerator.is_available())
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="no",  # the learner's own autocast does it
+        dynamo_backend="no",
+        gradient_accumulation_steps=1,
+    )
+
+
+def _check_launcher(config: TrainConfig) -> None:
+    """Warn where `accelerate launch` was told otherwise than the configuration.
+
+    Raises:
+        InputError: It was told to use its own FSDP, DeepSpeed or Megatron-LM.
+    """
+    for name, remedy in (
+        ("FSDP", "launch without --use_fsdp, and give --set fsdp=true"),
+        ("DEEPSPEED", "launch without --use_deepspeed"),
+        ("MEGATRON_LM", "launch without --use_megatron_lm"),
+    ):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise InputError(f"accelerate launch asks for {name}, which is not used here: {remedy}")
+    for name, silent, ours in (
+        ("mixed_precision", "no", config.mixed_precision),
+        ("gradient_accumulation_steps", "1", str(config.gradient_accumulation_steps)),
+        ("dynamo_backend", "no", "inductor" if config.compile else "no"),
+    ):
+        theirs = os.environ.get(f"ACCELERATE_{name.upper()}", silent).lower()
+        if theirs not in (silent, ours):  # silent: what accelerate says if it is told nothing
+            setting = "compile" if name == "dynamo_backend" else name
+            value = getattr(config, setting)
+            warnings.warn(
+                f"accelerate launch says {name} {theirs}, and the run's own setting holds: "
+                f"{setting} is {value}; change it with --set {setting}=...",
+                stacklevel=2,
+            )
 
 
 def prepare(accelerator: Accelerator, network: nn.Module, fsdp: bool, compiled: bool) -> Any:
@@ -72,13 +113,27 @@ def adding_up(accelerator: Accelerator, network: Any, last: bool) -> Iterator[No
         yield
 
 
-def agreed(accelerator: Accelerator, wishes: Sequence[bool]) -> list[bool]:
-    """What any process wishes, all do: one reduction, whose order is that of the processes."""
-    if accelerator.num_processes == 1:
-        return list(wishes)
-    asked = torch.tensor([float(wish) for wish in wishes], device=accelerator.device)
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    return [bool(wish) for wish in asked.tolist()]
+class Agreement:
+    """What any process wishes, all do.
+
+    Wishes meet in main memory, over gloo, whatever the network is trained on: nothing waits for
+    an accelerator, and the reduction, about a tenth of a millisecond on one machine, can be made
+    in every step.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._group: Any = None
+        if accelerator.num_processes > 1:
+            ours = accelerator.device.type == "cpu"
+            self._group = dist.group.WORLD if ours else dist.new_group(backend="gloo")
+
+    def __call__(self, *wishes: bool) -> list[bool]:
+        """The wishes of all; every process calls it alike."""
+        if self._group is None:
+            return list(wishes)
+        asked = torch.tensor(wishes, dtype=torch.uint8)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return [bool(wish) for wish in asked.tolist()]
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def collect(learner: Learner, identity: dict[str, Any]) -> dict[str, Any]:
     progress: dict[str, Any] = {
         "step": learner.step,
         "skipped": learner.skipped,
+        "ran": learner.ran,
         "losses": learner.accelerator.gather(losses[None].to(learner.device)),
         "norms": torch.stack(learner.norms) if learner.norms else torch.zeros(0),
         "identity": identity,
@@ -81,6 +82,7 @@ def restore(learner: Learner, identity: dict[str, Any], state: dict[str, Any], f
     if state.get("scaler") and learner.scaler.is_enabled():
         learner.scaler.load_state_dict(state["scaler"])
     learner.step, learner.skipped = int(progress["step"]), int(progress.get("skipped", 0))
+    learner.ran = [dict(part) for part in progress.get("ran", ())]
     losses, norms = progress.get("losses", torch.zeros(1, 0)), progress.get("norms", ())
     rank, ranks = learner.accelerator.process_index, learner.accelerator.num_processes
     mine = losses[rank] if len(losses) == ranks else losses.mean(0)

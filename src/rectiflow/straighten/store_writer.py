@@ -16,6 +16,7 @@ import torch
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.identity import difference
+from rectiflow.stopping import Request, on_request
 from rectiflow.straighten.folder import TEMPORARY, Folder, dump_json
 from rectiflow.straighten.manifest import (
     COMPLETE,
@@ -83,6 +84,7 @@ class StoreWriter:
     """Of this writer's shards and sidecars."""
     remade: list[str] = field(default_factory=list, init=False)
     """Shards that were damaged."""
+    _request: Request = field(default_factory=Request, init=False)
 
     @property
     def shards(self) -> range:
@@ -108,7 +110,12 @@ class StoreWriter:
             InputError: Something is to be made, and other versions are installed than the store was
                 begun with.
             WorkError: A file could not be written, or a pair could not be made.
+            Stopped: A signal asked to stop; the pairs made so far are kept.
         """
+        with on_request() as self._request:
+            return self._write(prompts, source)
+
+    def _write(self, prompts: Sequence[str], source: Source) -> bool:
         names = self.folder.names()
         mine = {name for s in self.shards for name in (shard_name(s), sidecar_name(s))}
         if not mine <= names:
@@ -120,6 +127,7 @@ class StoreWriter:
         self._write_prompts(prompts)
         self.folder.remove(self.folder.temporaries(names, mine))
         for shard in missing:
+            self._request.heed()
             self._make(shard, source, names)
             self._unfinished(shard).drop(self.folder.names())
         return self._complete()
@@ -159,6 +167,7 @@ class StoreWriter:
 
     def _is_there(self, shard: int, names: set[str]) -> bool:
         """Whether a shard is there and sound; it is read for that."""
+        self._request.heed()
         if not {shard_name(shard), sidecar_name(shard)} <= names:
             return False
         try:
@@ -198,9 +207,11 @@ class StoreWriter:
             self.made += len(batch)
             self._count(len(batch), 0)
             end = row + len(batch)
-            if time.monotonic() - last >= self.keep_seconds and end < len(indices):
+            due = time.monotonic() - last >= self.keep_seconds or self._request.asked
+            if due and end < len(indices):
                 unfinished.keep(kept, joined(parts[kept_parts:]))
                 last, kept, kept_parts = time.monotonic(), end, len(parts)
+                self._request.heed()
         whole = joined(parts)
         x_0 = whole.x_0.float() if whole.x_0 is not None else torch.cat(starts)
         sidecar = write_shard(self.folder, shard, whole, indices[0], x_0, self._others)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import threading
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.straighten import checkpoint, processes, run_state
+from rectiflow.progress import progress
+from rectiflow.stopping import Request, on_request
+from rectiflow.straighten import checkpoint, processes, run_lock, run_state
 from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.ema import Ema
 from rectiflow.straighten.learner import Learner
@@ -64,7 +64,10 @@ class Trainer:
         self.learner = Learner(task, config)
         self.accelerator = self.learner.accelerator
         self.main: bool = self.accelerator.is_main_process
-        self.resumed = self.stopped = False
+        self.resumed = False
+        self.stopped = False
+        """Whether a signal asked any process to stop."""
+        self._request = Request()
 
     @property
     def step(self) -> int:
@@ -81,13 +84,21 @@ class Trainer:
 
         Raises:
             InputError: there is no such checkpoint, it is damaged, or it is of a run with another
-                model, other data or another configuration.
+                model, other data or another configuration, or of more steps than this one's.
         """
-        found = checkpoint.resolve(self.run, wanted)
-        if found is not None:
-            run_state.restore(self.learner, self.identity, checkpoint.load(found), found)
-            self.resumed = True
-        return found is not None
+        found = checkpoint.to_go_on_from(self.run, wanted, self.config.steps)
+        if found is None:
+            return False
+        state = checkpoint.load(found)
+        try:
+            run_state.restore(self.learner, self.identity, state, found)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"the checkpoint {found} is damaged ({error}): remove its folder to go on from "
+                "the one before"
+            ) from error
+        self.resumed = True
+        return True
 
     def save(self) -> None:
         """Write a checkpoint of the present step; all processes call it, the first writes."""
@@ -96,18 +107,26 @@ class Trainer:
             checkpoint.save(self.run, self.step, state, self.config.keep_last)
 
     def train(self, max_minutes: float | None = None) -> None:
-        """Train until the last step, the time limit or a SIGTERM; a checkpoint is left each time.
+        """Train until the last step, the time limit or a signal; a checkpoint is left each time.
 
-        Checkpoints later than the one that was resumed from are removed.
+        Signals are SIGTERM, SIGINT and SIGUSR1, to any of the processes; they are heeded after the
+        step. Checkpoints later than the one that was resumed from are removed.
 
         Raises:
-            InputError: the run has checkpoints and none of them was resumed from.
+            InputError: the run has checkpoints and none of them was resumed from, or another job
+                is at work in its folder.
+            KeyboardInterrupt: a second Ctrl-C; the last checkpoint is untouched.
             WorkError: the loss or a gradient is not finite, a checkpoint could not be written, or
                 another process is gone; the last checkpoint is untouched.
         """
         try:
-            with processes.together(self.accelerator), self._sitting() as reports:
+            with (
+                processes.together(self.accelerator),
+                on_request() as self._request,
+                self._sitting() as reports,
+            ):
                 self._train(reports, max_minutes)
+                self._ask()
                 self.accelerator.wait_for_everyone()
         except OSError as error:
             if error.errno not in NO_ROOM:
@@ -130,62 +149,88 @@ class Trainer:
                 self.task.export(folder)
 
     def _train(self, reports: MetricsLog | None, max_minutes: float | None) -> None:
-        config = self.config
+        config, learner = self.config, self.learner
         if self.main:
             warn_of_rate(config)
         started = saved = drawn = time.monotonic()
         first, last_save, recent = self.step, self.step, (started, self.step)
         if config.measure_every and not self.step and not self.resumed:
             self._report(reports, None, 0.0)
-        # Wishes that hang on a clock or a signal are put to all processes now and then only.
-        every = 1 if self.accelerator.num_processes == 1 else config.log_every
-        feed = self.learner.feed()
-        with tqdm(
+        if learner.losses and self._is_reported():  # by a sitting that had no time for it
+            self._report(reports, None, 0.0)
+            self._save(reports)
+        if self.step < config.steps:
+            self._say_how()
+        feed = learner.feed()
+        with progress(
+            desc=config.recipe,
             total=config.steps,
             initial=self.step,
             unit="step",
-            disable=None if self.main else True,
-        ) as progress:
+            disable=not self.main,
+        ) as bar:
             while self.step < config.steps:
-                self.learner.learn(feed)
-                progress.update()
-                now, last = time.monotonic(), self.step == config.steps
-                if self.step % config.log_every == 0 or self._is_measured() or last:
+                learner.learn(feed)
+                bar.update()
+                now = time.monotonic()
+                over, save, draw = self._ask(
+                    max_minutes is not None and now - started > 60 * max_minutes,
+                    now - saved > 60 * config.checkpoint_minutes,
+                    now - drawn > 60 * config.sample_minutes,
+                )
+                if self.stopped:
+                    break
+                if self._is_reported():
                     rate = (self.step - recent[1]) * config.batch_size / (now - recent[0])
-                    self._report(reports, progress, rate)
+                    self._report(reports, bar, rate)
                     recent = (time.monotonic(), self.step)
-                stop = save = draw = False
-                if self.step % every == 0:
-                    over = max_minutes is not None and now - started > 60 * max_minutes
-                    stop, save, draw = processes.agreed(
-                        self.accelerator,
-                        (
-                            self.stopped or (self.main and over),
-                            self.main and now - saved > 60 * config.checkpoint_minutes,
-                            self.main and now - drawn > 60 * config.sample_minutes,
-                        ),
-                    )
                 if save or (config.save_every and self.step % config.save_every == 0):
                     self._save(reports)
                     saved, last_save = now, self.step
                 if draw:
                     self._draw(reports)
                     drawn = now
-                if stop:
+                if over:
                     break
             feed.close()
         if self.step > first and last_save != self.step:
             self._save(reports)
+        if self.stopped:
+            return
         # A run that was killed after its last checkpoint may lack the last picture.
         lacking = self.main and not self._picture.is_file()
-        if self.step > first or processes.agreed(self.accelerator, [lacking])[0]:
+        if self.step > first or learner.agreed(lacking)[0]:
             self._draw(reports)
+
+    def _ask(self, *wishes: bool) -> list[bool]:
+        """Agree with the other processes: on a stop if any has had a signal, and on wishes of the
+        first, whose clock counts.
+        """
+        mine = [self.main and wish for wish in wishes]
+        stopped, *granted = self.learner.agreed(bool(self._request.asked), *mine)
+        self.stopped = self.stopped or stopped
+        return granted
+
+    def _say_how(self) -> None:
+        """Note down by how many processes, where and how precisely steps are taken from here."""
+        how = {
+            "processes": self.accelerator.num_processes,
+            "device": self.learner.device.type,
+            "mixed_precision": self.config.mixed_precision,
+        }
+        ran = self.learner.ran
+        if not ran or {**ran[-1], "from_step": 0} != {"from_step": 0, **how}:
+            ran.append({"from_step": self.step, **how})
+
+    def _is_reported(self) -> bool:
+        step, last = self.step, self.config.steps
+        return step % self.config.log_every == 0 or self._is_measured() or step == last
 
     def _is_measured(self) -> bool:
         every = self.config.measure_every
         return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _report(self, reports: MetricsLog | None, progress: tqdm[Any] | None, rate: float) -> None:
+    def _report(self, reports: MetricsLog | None, bar: Any, rate: float) -> None:
         """A line of the log: what has been since the last one."""
         record: dict[str, Any] = {
             "step": self.step,
@@ -211,14 +256,14 @@ class Trainer:
             }
         if self._is_measured() and (measures := self._measure()):
             record["measures"] = measures
-            if progress is not None and not progress.disable:
+            if bar is not None and sys.stderr.isatty():
                 figures = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-                progress.write(f"step {self.step}: {figures}")
+                bar.write(f"step {self.step}: {figures}")
         record["time"] = round(time.time())
         if reports is not None:
             reports.write(record)
-        if progress is not None:
-            progress.set_postfix(
+        if bar is not None:
+            bar.set_postfix(
                 loss=f"{record['loss']:.4f}", samples_per_second=f"{rate:.0f}", refresh=False
             )
 
@@ -255,29 +300,23 @@ class Trainer:
 
     @contextmanager
     def _sitting(self) -> Iterator[MetricsLog | None]:
-        """The run's folder as the present step left it, its reports open; SIGTERM asks to stop."""
-        reports = None
-        if self.main:
-            if not self.resumed and not self.step and checkpoint.checkpoints(self.run):
-                raise InputError(
-                    f"{self.run} has checkpoints: go on from them, or choose another folder"
-                )
-            self.run.mkdir(parents=True, exist_ok=True)
+        """The run's folder, this job's alone, as the present step left it, its reports open."""
+        if not self.main:
+            yield None
+            return
+        if not self.resumed and not self.step and checkpoint.checkpoints(self.run):
+            raise InputError(
+                f"{self.run} has checkpoints: go on from them, or choose another folder"
+            )
+        self.run.mkdir(parents=True, exist_ok=True)
+        with run_lock.held(self.run):
             checkpoint.tidy(self.run)
             checkpoint.drop_after(self.run, self.step)
             self.config.dump(self.run / "config.yaml")
             begun = self.step if self.resumed or self.step else -1
             settings = self.config.model_dump(mode="json")
             reports = MetricsLog(self.run, self.config.report_to, begun, settings)
-        here = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGTERM, self._stop) if here else None
-        try:
-            yield reports
-        finally:
-            if here:
-                signal.signal(signal.SIGTERM, previous)
-            if reports is not None:
+            try:
+                yield reports
+            finally:
                 reports.close()
-
-    def _stop(self, *_: object) -> None:
-        self.stopped = True

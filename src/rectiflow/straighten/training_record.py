@@ -9,6 +9,7 @@ from typing import Any
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
+from rectiflow.models.folder import INDEX
 
 FILE_NAME = "training.json"
 MODEL = "model"
@@ -18,6 +19,17 @@ MODEL = "model"
 def short_name(folder: Path) -> str:
     """What a model's folder is called: the last part, or that of the run whose model it is."""
     return folder.parent.name if folder.name == MODEL and folder.parent.name else folder.name
+
+
+def steps_taken(run: Path) -> int | None:
+    """How many steps the model of a run has been trained for; None if the run has no model yet.
+
+    Raises:
+        InputError: as in `read_record`.
+    """
+    record = read_record(run / MODEL) if (run / MODEL / INDEX).is_file() else None
+    steps: int | None = (record or {}).get("config", {}).get("steps")
+    return steps
 
 
 def write_record(record: dict[str, Any], folder: Path) -> None:

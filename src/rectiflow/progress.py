@@ -1,0 +1,53 @@
+"""How far long work is: a bar on a terminal, and a line every so often in a pipe or a batch job."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+FIRST, LONGEST = 10.0, 60.0
+"""Seconds before the first line, and at most between two; the time between them doubles."""
+
+
+class _Lines(tqdm):
+    """Counts as tqdm does, and writes whole lines."""
+
+    disable: bool
+
+    def __init__(self, iterable: Iterable[Any] | None, **given: Any) -> None:
+        self._wait, self._said = FIRST, given.get("initial", 0)
+        self._due = time.monotonic() + FIRST
+        shape = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} so far, {remaining} left"
+        super().__init__(
+            iterable, **given | {"bar_format": shape + "{postfix}", "mininterval": min(1.0, FIRST)}
+        )
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = time.monotonic()
+        if now >= self._due and self.n > max(self._said, self.initial):
+            self._said, self._wait = self.n, min(2 * self._wait, LONGEST)
+            self._due = now + self._wait
+            self.fp.write(f"{self}\n")
+
+    def clear(self, nolock: bool = False) -> None:
+        """A line stays."""
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True
+            self._decr_instances(self)
+
+
+def progress(iterable: Iterable[Any] | None = None, **given: Any) -> tqdm[Any]:
+    """A tqdm, with its arguments, that suits where stderr goes.
+
+    Args:
+        iterable: What is gone through, if that is how the work goes.
+        **given: `desc`, `total`, `unit` and the like; `disable=True` is silent.
+    """
+    kind = tqdm if sys.stderr.isatty() else _Lines
+    return kind(iterable, **given)
