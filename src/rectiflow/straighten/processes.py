@@ -117,8 +117,8 @@ class Agreement:
     """What any process wishes, all do.
 
     Wishes meet in main memory, over gloo, whatever the network is trained on: nothing waits for
-    an accelerator, and the reduction, about a tenth of a millisecond on one machine, can be made
-    in every step.
+    an accelerator, and the reduction, a fraction of a millisecond on one machine, can be made in
+    every step.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
