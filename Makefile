@@ -1,8 +1,9 @@
 # make demo   see the main job on the embedded default   (creates .venv, installs, runs)
 # make test   what the continuous integration runs: lint, types, tests
 #
-# Needs Python 3.11 or newer and make; everything is installed into .venv. Installing again waits
-# for a change of pyproject.toml; `make clean` starts afresh.
+# Needs Python 3.11 or newer and make; everything is installed into .venv, in the versions of
+# constraints.txt. Installing again waits for a change of that file or of pyproject.toml;
+# `make clean` starts afresh. Another PyTorch: make TORCH=torch==X.Y.Z CONSTRAINTS= ...
 
 VENV   ?= .venv
 DEMO   ?= demo
@@ -10,20 +11,26 @@ EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/re
 STRAIGHT = $(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
-TORCH           ?= torch==2.13.0
+CONSTRAINTS     ?= constraints.txt
+EXTRAS          ?= dev
+TORCH           ?= $(shell grep '^torch==' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo straighten figures install install-dev test test-slow lint types pytest format build clean
+.PHONY: help demo straighten figures install install-dev test test-slow test-lowest test-newest lock \
+  lint types pytest format build clean
 
 help:
 	@echo 'make demo       invert and edit bundled pictures, report in $(DEMO)/'
 	@echo 'make straighten from the embedded diffusion model to a one-step model, a toy length'
 	@echo 'make test       lint, types and the default tests'
 	@echo 'make test-slow  the tests that take longer'
+	@echo 'make test-lowest, test-newest  the tests with the oldest and the newest allowed dependencies'
+	@echo 'make lock       write constraints.txt anew: the newest versions that work together'
 	@echo 'make figures    measure everything again and write it into docs/ and the README'
 	@echo 'make lint       ruff check, ruff format --check; make types runs mypy'
 	@echo 'make format     let ruff rewrite what it can'
@@ -51,6 +58,25 @@ pytest: install-dev
 test-slow: install-dev
 	$(VENV)/bin/pytest -q -m slow
 
+# Each in an environment of its own, with every extra whose tests need no accelerator.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest.txt
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS=.venv-lowest/lowest.txt EXTRAS=all \
+	  TORCH="$$(grep '^torch==' .venv-lowest/lowest.txt)" pytest
+
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= EXTRAS=all pytest
+
+# With the oldest Python, whose versions the newer ones have too. A CUDA build of PyTorch pins its
+# own libraries.
+lock:
+	rm -rf .venv-lock
+	$(MAKE) VENV=.venv-lock CONSTRAINTS= EXTRAS=all,bitsandbytes PYTHON=python3.11 install-dev
+	{ echo '# Versions tested together, written by `make lock`. Use: pip install -c constraints.txt .'; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude rectiflow \
+	  | sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton=/d' -e 's/+[a-z0-9.]*$$//'; } > constraints.txt
+
 figures: demo
 	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
 	$(VENV)/bin/rectiflow evaluate emoji-models --model emoji-sd --dtype bfloat16 -o docs/results
@@ -77,7 +103,7 @@ build: install-dev
 	$(VENV)/bin/hatchling build
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lock $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -99,17 +125,24 @@ $(PY):
 ASK_CPU_INDEX = import signal, urllib.request; signal.alarm(8); \
   urllib.request.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=5)
 
-$(VENV)/.installed: pyproject.toml | $(PY)
+# PyTorch comes first and alone, so that no other package's wish brings another build of it; what it
+# needs comes with the rest. Not isolated, so that the build tool too has the version of the lock.
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(PY)
 	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then index=; \
 	elif $(PY) -c '$(ASK_CPU_INDEX)' >/dev/null 2>&1; then index='--index-url $(TORCH_CPU_INDEX)'; \
 	else index=; fi; \
 	echo "installing $(TORCH) $$index"; \
-	$(PIP) install $$index '$(TORCH)' || { test -n "$$index" && $(PIP) install '$(TORCH)'; }
+	$(PIP) install --no-deps $$index '$(TORCH)' \
+	  || { test -n "$$index" && $(PIP) install --no-deps '$(TORCH)'; }
 	@echo 'installing rectiflow'
-	@$(PIP) install --quiet --editable .
+	@$(INSTALL) hatchling
+	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo 'installing the development tools'
-	@$(PIP) install --quiet --editable '.[dev]'
+	@$(INSTALL) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
+
+$(VENV)/lowest.txt: pyproject.toml .ci/lowest.py | $(PY)
+	$(PY) .ci/lowest.py > $@

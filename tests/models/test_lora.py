@@ -176,6 +176,15 @@ def test_without_peft(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
     assert load(made["model"]).name == str(made["model"])
 
 
+def test_a_peft_too_old_for_diffusers(
+    made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.constants.MIN_PEFT_VERSION", "99.1.0")
+    message = rf"a LoRA needs peft 99.1.0 or newer beside diffusers .*pip install"
+    with pytest.raises(InputError, match=message):
+        load(made["model"], lora=[made["first"]])
+
+
 def test_names_with_an_at_sign() -> None:
     assert Lora.parse("style@v2.safetensors") == Lora("style@v2.safetensors", 1.0)
     assert Lora.parse("style@v2.safetensors@0.5") == Lora("style@v2.safetensors", 0.5)

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
+from rectiflow.errors import InputError
 from rectiflow.models import generate_latents, load
 from tests.tiny_sd import tiny_sd
 
@@ -104,3 +105,24 @@ def test_a_student_of_one_step_takes_its_teachers_style(made: dict[str, Path]) -
     assert models[0].weight_hash == models[1].weight_hash
     assert [model.prediction_type for model in models] == ["epsilon", "velocity"]
     assert models[0].weight_hash != load(made["diffusion"], device="cpu").weight_hash
+
+
+def test_a_peft_too_old_for_transformers(
+    made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5.20 imports from peft 0.18 what is not in it, and only for text encoders."""
+
+    def load_adapter(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'peft.utils.transformers_weight_conversion'")
+
+    peft = "transformers.integrations.peft"
+    monkeypatch.setattr(f"{peft}.PeftAdapterMixin.load_adapter", load_adapter)
+    monkeypatch.setattr(f"{peft}.MIN_PEFT_VERSION", "99.1.0")
+    message = (
+        rf"^the LoRA {made['text']} needs peft 99.1.0 or newer beside transformers \d.*, and here "
+        r"is \d.*: pip install 'peft>=99.1.0' \(.*'rectiflow\[lora\]'"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        load(made["diffusion"], lora=[str(made["text"])], device="cpu")
+    assert "\n" not in str(caught.value)
+    load(made["diffusion"], lora=[str(made["unet"])], device="cpu")

@@ -150,8 +150,10 @@ def test_models_come_from_folders(tmp_path: Path) -> None:
     assert (model.default_solver, model.default_guidance_scale) == ("dpmpp", 5.0)
     x, cond = torch.randn(1, 4, 8, 8), made.encode_prompt("cat")
     expected = made.velocity(x, 0.4, cond)
-    assert torch.equal(model.velocity(x, 0.4, model.encode_prompt("cat")), expected)
-    assert torch.equal(
-        model.encode_image(torch.full((1, 3, 32, 32), 0.3)),
-        made.encode_image(torch.full((1, 3, 32, 32), 0.3)),
+    # Loaded weights lie in memory otherwise, so that kernels may sum in another order.
+    found = model.velocity(x, 0.4, model.encode_prompt("cat"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    image = torch.full((1, 3, 32, 32), 0.3)
+    torch.testing.assert_close(
+        model.encode_image(image), made.encode_image(image), rtol=1e-4, atol=1e-5
     )

@@ -186,7 +186,8 @@ def test_other_pipelines_that_begin_with_a_picture(name: str, tmp_path: Path) ->
     assert type(model.pipeline).__name__ == type(pipeline).__name__.replace("Img2Img", "")
     x, cond = torch.randn(1, 4, 8, 8), model.encode_prompt(["cat"])
     expected = family(pipeline, metadata=model.metadata).velocity(x, 0.4, cond)
-    assert torch.equal(model.velocity(x, 0.4, cond), expected)
+    # Loaded weights lie in memory otherwise, so that kernels may sum in another order.
+    torch.testing.assert_close(model.velocity(x, 0.4, cond), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_refiner_that_says_it_is_none_is_refused(tmp_path: Path) -> None:

@@ -320,4 +320,6 @@ def test_two_unets_in_series_are_for_us_alone(tmp_path: Path) -> None:
     after = load(tmp_path / "out", device="cpu")
     x = torch.randn(1, *model.latent_shape(32, 32))
     cond = model.encode_prompt("a red apple")
-    assert torch.equal(model.velocity(x, 0.3, cond), after.velocity(x, 0.3, cond))
+    # Loaded weights lie in memory otherwise, so that kernels may sum in another order.
+    expected = model.velocity(x, 0.3, cond)
+    torch.testing.assert_close(after.velocity(x, 0.3, cond), expected, rtol=1e-4, atol=1e-5)

@@ -194,6 +194,9 @@ def test_a_lora_student_trains_a_lora_alone(name: str) -> None:
 
 def test_a_lora_without_peft_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny_sd_model()
+    with monkeypatch.context() as old, pytest.raises(InputError, match="a LoRA student needs peft"):
+        old.setattr("diffusers.utils.constants.MIN_PEFT_VERSION", "99.1.0")
+        student.begin(teacher, lora=student.LoraPlan(2, 2.0))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install"):
         student.begin(teacher, lora=student.LoraPlan(2, 2.0))

@@ -6,6 +6,7 @@ projection is its output with every LoRA added, and nothing of the network's pre
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import re
@@ -67,13 +68,12 @@ def add_loras(pipeline: Any, loras: Sequence[str | Path], name: str) -> None:
         name: The model's, for messages.
 
     Raises:
-        InputError: peft is missing, a LoRA is not there, or is not for this model.
+        InputError: peft is missing or too old, a LoRA is not there, or is not for this model.
     """
     wanted = [Lora.parse(text) for text in loras]
     if not wanted:
         return
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("a LoRA needs peft: pip install 'rectiflow[lora]'")
+    require_peft("a LoRA")
     if not hasattr(pipeline, "load_lora_weights"):
         raise InputError(f"{name}: diffusers loads no LoRA into a {type(pipeline).__name__}")
     adapters = {f"lora_{number}": lora for number, lora in enumerate(wanted)}
@@ -101,6 +101,10 @@ def _load(pipeline: Any, lora: Lora, adapter: str, name: str) -> None:
     place, options = _locate(lora.source)
     try:
         pipeline.load_lora_weights(place, adapter_name=adapter, use_safetensors=True, **options)
+    except ImportError as error:  # transformers' minimum is another one than diffusers'
+        from transformers.integrations.peft import MIN_PEFT_VERSION
+
+        raise _peft_too_old(f"the LoRA {lora.source}", "transformers", MIN_PEFT_VERSION) from error
     # Keys that fit nothing end in the strangest places of diffusers and peft.
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise (
@@ -111,6 +115,33 @@ def _load(pipeline: Any, lora: Lora, adapter: str, name: str) -> None:
         ) from error
     if not any(adapter in known for known in pipeline.get_list_adapters().values()):
         raise InputError(f"the LoRA {lora.source} is not for {name}: no layer of it fits")
+
+
+def require_peft(wanted: str) -> None:
+    """Refuse to go on without a peft that diffusers works with.
+
+    Args:
+        wanted: What needs it, to begin the message with.
+
+    Raises:
+        InputError: It is missing, or older than diffusers' own minimum.
+    """
+    from diffusers.utils import is_peft_version
+    from diffusers.utils.constants import MIN_PEFT_VERSION
+
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(f"{wanted} needs peft: pip install 'rectiflow[lora]'")
+    if is_peft_version("<", MIN_PEFT_VERSION):
+        raise _peft_too_old(wanted, "diffusers", MIN_PEFT_VERSION)
+
+
+def _peft_too_old(wanted: str, library: str, minimum: str) -> InputError:
+    here = {name: importlib.metadata.version(name) for name in (library, "peft")}
+    return InputError(
+        f"{wanted} needs peft {minimum} or newer beside {library} {here[library]}, and here is "
+        f"{here['peft']}: pip install 'peft>={minimum}' (if there is none yet, "
+        "pip install 'rectiflow[lora]' takes versions that work together)"
+    )
 
 
 def _locate(source: str) -> tuple[str, dict[str, Any]]:

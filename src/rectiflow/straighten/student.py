@@ -19,7 +19,6 @@ A network that predicts rectified velocity already begins as itself, either way.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from torch import nn
 
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
-from rectiflow.models.lora import merge_loras
+from rectiflow.models.lora import merge_loras, require_peft
 
 Start = Literal["exact", "reuse"]
 Stacking = Literal["shared", "separate"]
@@ -79,8 +78,8 @@ def begin(
     Raises:
         InputError: The network cannot begin in this way.
     """
-    if lora is not None and importlib.util.find_spec("peft") is None:
-        raise InputError("a LoRA student needs peft: pip install 'rectiflow[lora]'")
+    if lora is not None:
+        require_peft("a LoRA student")
     network = copy.deepcopy(model.network).float()
     if getattr(network, "peft_config", None):  # what is trained are weights, not what is beside
         merge_loras(network)
