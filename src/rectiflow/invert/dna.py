@@ -4,6 +4,8 @@ In the paper's σ = 1 − t and u = −v, from the cleaner σ_c to the noisier �
 ``Z* = Z + (σ_n − σ_c)/(1 − σ_c) (S − Z)``, ``û = u(Z*, σ_n)``, ``δ = (Z* − Z)/(σ_n − σ_c) − û``,
 ``Z ← Z* − δ (σ_n − σ_c)``, ``S ← S − δ (1 − σ_c)``. So the field is asked on the straight way to
 the noise, at ``Z* = x_i + d_i``, and the noise is refined until that way is the field's.
+
+The official code does the same, with noise of the device's own generator.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Euler inversion: the generation step run backwards with the velocity taken at the wrong end."""
+"""Euler inversion: the generation step run backwards with the velocity taken at the wrong end.
+
+A baseline of nobody's own: there is no official code of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""FireFlow: a second-order inversion at the cost of a first-order one (arXiv 2412.07517)."""
+"""FireFlow: a second-order inversion at the cost of a first-order one (arXiv 2412.07517).
+
+The official code does the same.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 A generation step ``x_{i+1} = x_i + h v(x_i, t_i)`` is inverted exactly by the fixed point of
 ``G(y) = x_{i+1} − h v(y, t_i)``. Iterating G converges to it where the step is short enough for G
 to contract (FTEdit, arXiv 2411.15843, section 3.2).
+
+FTEdit's official code averages all iterates of the plain iteration (``average=True``), keeps states
+in the network's dtype, where ours are in float32, and at guidance 1 evaluates unconditional rows
+too, whose share of the result is 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Interpolation: the straight path from seeded noise to the image, for methods without inversion.
 
 SDEdit (arXiv 2108.01073) noises an image and lets the target's prompt take over; FlowEdit needs no
-path at all. The model is not asked.
+path at all. The model is not asked. SDEdit's official code is for diffusion models: on a flow there
+is none of it.
 """
 
 from __future__ import annotations

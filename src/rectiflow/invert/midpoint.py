@@ -1,6 +1,7 @@
 """RF-Solver: inversion by a second-order step (arXiv 2411.04746).
 
-Its second-order Taylor step with a difference for the derivative is the midpoint rule.
+Its second-order Taylor step with a difference for the derivative, which the official code takes, is
+the midpoint rule, to rounding.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 This is no inversion but FlowEdit's coupling (arXiv 2412.08629) written as a path: an edit that
 shares its compensation, ``x_{i+1} − x_i − h_i v_i``, moves beside the path by the difference of the
 two prompts' velocities, and averages over noise where an inverted path has one noise throughout.
-Written so, it takes controls, kept features and masks like any other path.
+Written so, it takes controls, kept features and masks like any other path. It is this project's
+own: FlowEdit's official code knows no path.
 """
 
 from __future__ import annotations

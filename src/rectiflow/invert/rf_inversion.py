@@ -4,7 +4,7 @@
 from y to x. γ = 0 is Euler's inversion, γ = 1 the straight way. The network is asked at the cleaner
 end, and told that time, as in the paper's algorithm 1.
 
-The authors' pipeline for diffusers (`pipeline_flux_rf_inversion.py` of its community examples) goes
+The official pipeline for diffusers (`pipeline_flux_rf_inversion.py` of its community examples) goes
 another way to the noise: step i of N from the image goes by the step of σ that is i-th from the
 *noise*, the network (and the straight way) is told σ = i/(N + 1) whatever σ the state has, and the
 guidance input of FLUX is 0, where ours is 1. On tiny random FLUX networks an edit at the published

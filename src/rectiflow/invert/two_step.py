@@ -3,6 +3,7 @@
 ``x_{i−1} = x_{i+1} − (h_i + h_{i−1}) v(x_i, t_i)`` runs either way with the same evaluations, hence
 reverses to rounding on any grid. It is second order on uniform ones (the leapfrog, or explicit
 midpoint rule: Hairer, Nørsett & Wanner, III.3), with the leapfrog's parasitic mode.
+There is no official code of it as an inversion.
 """
 
 from __future__ import annotations

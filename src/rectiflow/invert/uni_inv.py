@@ -1,7 +1,8 @@
 """Uni-Inv: one fixed-point iteration from the last step's velocity (UniEdit-Flow, 2504.13109).
 
 ``x̄ = x_{i+1} − h_i v_{i+1}``, then ``v_i = v(x̄, t_i)`` and ``x_i = x_{i+1} − h_i v_i``. The first
-velocity is that of the image, ``v(x_N, t_N)``.
+velocity is that of the image, ``v(x_N, t_N)``. The official code does the same, under the empty
+prompt.
 """
 
 from __future__ import annotations

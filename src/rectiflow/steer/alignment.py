@@ -2,6 +2,10 @@
 
 A token map has one entry per position of the text stream: the source position whose feature an
 unchanged target token takes, or −1 for a token that keeps its own.
+
+FTEdit's official code fills up a target that is shorter than its source by whatever stands at the
+same positions of the source, words that were deleted among them, and fails at a prompt longer than
+a tokenizer takes. Neither is so here.
 """
 
 from __future__ import annotations

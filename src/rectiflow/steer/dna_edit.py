@@ -6,7 +6,8 @@ from ``t`` over ``h`` is (the paper's σ is 1 − t, its velocity −v)
     ``v = v(x + d, t | target)``,  ``x_ref += h (v − v̂)``,
     ``x += h (η v + (1 − η) (x_ref − x) / (1 − t))``,
 
-where ``x_ref`` begins as the image and is what the image would have become so far.
+where ``x_ref`` begins as the image and is what the image would have become so far. The official
+code does the same.
 """
 
 from __future__ import annotations

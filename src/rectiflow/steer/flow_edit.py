@@ -7,7 +7,8 @@ moves the edit by the difference of their velocities:
     ``z_edit += h mean[v(z_target, t | target) − v(z_source, t | source)]``.
 
 The last ``n_min`` steps are plain sampling from ``z_edit + z_source − x`` with a last ε. The steps
-gone are the paper's ``n_max``.
+gone are the paper's ``n_max``. The official code does the same, with noise of the device's own
+generator.
 """
 
 from __future__ import annotations

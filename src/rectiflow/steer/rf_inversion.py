@@ -3,7 +3,7 @@
     ``v̂ = v(x, t | target) + η ((x_image − x) / (1 − t) − v(x, t | target))``
 
 Over the first steps the state is drawn towards the image, on which the straight line from it would
-end; after them the prompt is alone. The network is told the time of the state. The authors'
+end; after them the prompt is alone. The network is told the time of the state. The official
 pipeline does the same; its way to the noise is another (`rectiflow.invert.rf_inversion`).
 """
 

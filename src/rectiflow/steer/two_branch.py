@@ -1,7 +1,8 @@
 """Two branches: the source retraces its path, the target leaves it for its prompt (FTEdit).
 
 The source's row goes through the network only in the steps in which something needs it that is not
-known from the inversion: its features, or its velocity for the compensation.
+known from the inversion: its features, or its velocity for the compensation. In FTEdit's official
+code it goes through in every step, and the compensation reaches it alone (``compensate="source"``).
 """
 
 from __future__ import annotations
