@@ -38,7 +38,9 @@ LOCK = pins((ROOT / "constraints.txt").read_text())
 
 def test_the_lock_is_of_allowed_versions() -> None:
     for requirement in [wanted for wanted in WANTED if wanted.name not in UNLOCKED]:
-        assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)]), requirement
+        assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)]), (
+            requirement
+        )
 
 
 def test_the_lock_brings_neither_torchvision_nor_cuda() -> None:

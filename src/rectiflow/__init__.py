@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rectiflow.steer.edit import edit
     from rectiflow.straighten.api import distill, reflow
     from rectiflow.straighten.pair_maker import make_pairs
+    from rectiflow.straighten.prompt_list import load_prompts
     from rectiflow.straighten.reading import PairStore
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "interpolate",
     "invert",
     "load",
+    "load_prompts",
     "make_pairs",
     "refine",
     "reflow",
@@ -70,6 +72,7 @@ _PUBLIC = {
     "consistent": "rectiflow.steer",
     "PRESETS": "rectiflow.steer",
     "make_pairs": "rectiflow.straighten.pair_maker",
+    "load_prompts": "rectiflow.straighten.prompt_list",
     "PairStore": "rectiflow.straighten.reading",
     "reflow": "rectiflow.straighten.api",
     "distill": "rectiflow.straighten.api",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import rectiflow as rf
+from rectiflow.errors import InputError
 from rectiflow.straighten.export import save_pipeline
 from rectiflow.straighten.training_record import read_record
 from tests.app.conftest import Run
@@ -212,3 +213,29 @@ def strings(data: Any) -> list[str]:
     if isinstance(data, list):
         return [text for value in data for text in strings(value)]
     return [data] if isinstance(data, str) else []
+
+
+def test_pictures_and_batches_are_known_by_the_field_too(
+    run: Run, kept: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(kept / "sd3", "m")
+    assert run("generate", "a red cat", "--model", "m", "--steps", 1, "-o", "drawn").code == 0
+    Path("rows.csv").write_text(f"image,from,to,output\n{photo},a cat,a dog,one\n")
+    batch = ("edit", "--batch", "rows.csv", "--model", "m", "--steps", 2, "-o", "out", "--json")
+    assert run(*batch).data["done"] == 1
+    assert run(*batch).data["skipped"] == 1
+    edit(Path("m") / SCHEDULER, shift=1.0)
+    run("replay", "drawn/0.png").refuses("0.png was made with these weights under other settings")
+    assert run(*batch).data["done"] == 1
+
+
+def test_one_prompt_is_one_and_numbers_are_none(kept: Path, tmp_path: Path) -> None:
+    model = rf.load(kept / "sd", device="cpu")
+    given: dict[str, Any] = {"num_inference_steps": 1, "height": 32, "width": 32}
+    made = rf.make_pairs(model, "a cat", tmp_path / "store", **given)
+    assert (made.manifest.num, made.manifest.num_prompts) == (1, 1)
+    assert rf.PairStore.open(tmp_path / "store").prompts == ["a cat"]
+    for wrong in ([1, 2], 7, Path("prompts.txt"), b"a cat", ["a cat", None]):
+        with pytest.raises(InputError, match="is not a prompt: give text, or a list of it"):
+            rf.make_pairs(model, wrong, tmp_path / "other", **given)  # type: ignore[arg-type]

@@ -180,7 +180,7 @@ def test_a_peft_too_old_for_diffusers(
     made: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffusers.utils.constants.MIN_PEFT_VERSION", "99.1.0")
-    message = rf"a LoRA needs peft 99.1.0 or newer beside diffusers .*pip install"
+    message = r"a LoRA needs peft 99.1.0 or newer beside diffusers .*pip install"
     with pytest.raises(InputError, match=message):
         load(made["model"], lora=[made["first"]])
 

@@ -79,9 +79,10 @@ def test_one_list_in_every_format_with_blanks_skipped_and_counted(
         load_prompts(file, blanks=False)
 
 
-def test_the_only_column_needs_no_name(tmp_path: Path) -> None:
-    assert load_prompts(written(tmp_path / "p.csv", "title\na cat\n")) == ["a cat"]
-    assert load_prompts(written(tmp_path / "p.json", '[{"title": "a cat"}]')) == ["a cat"]
+def test_blank_lines_of_a_table_count_too(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.csv", 'prompt,id\n\na cat,1\n\n"",2\na dog,3\n\n')
+    with pytest.warns(UserWarning, match="3 prompts are blank and skipped"):
+        assert load_prompts(file) == ["a cat", "a dog"]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -131,6 +132,8 @@ def test_parquet(tmp_path: Path) -> None:
         ("p.csv", "a,b\n1,2\n", "", "p.csv has no column prompt or caption or text; it has a, b"),
         ("p.csv", "a,b\n1,2\n", ":c", "p.csv has no column 'c'; it has a, b: name one as in"),
         ("p.csv", "prompt\n", "", "has no prompts"),
+        ("p.csv", "a red cat\ntwo dogs\n", "", "p.csv has no column prompt or caption or text; it"),
+        ("p.csv", "id,prompt\n1,a\n2\n", "", "p.csv, line 3: it ends before the column prompt"),
     ],
 )
 def test_lists_that_cannot_be_used(

@@ -112,7 +112,7 @@ def run_batch(
     options.output_folder(output)
     model = load()
     log = Log(output)
-    inputs = {row.name: row.inputs(model.weight_hash) for row in rows}
+    inputs = {row.name: row.inputs(model.weight_hash, model.field_hash) for row in rows}
     todo = [row for row in rows if not log.done(row, inputs[row.name])]
     waiting = Counter(row.source for row in todo)
     kept: dict[str, Inversion] = {}

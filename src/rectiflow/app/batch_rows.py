@@ -42,11 +42,11 @@ class Row:
         given = [str(job.image), job.seed, job.source_prompt, options.whole(job.preset)]
         return json.dumps(given, default=str)
 
-    def inputs(self, weight_hash: str) -> str:
+    def inputs(self, *model: str) -> str:
         """SHA-256 over all that its result follows from."""
         job = self.job
         given = {
-            "weights": weight_hash,
+            "model": model,
             "image": None if job.image is None else record.file_hash(job.image),
             "mask": None if job.mask is None else record.file_hash(job.mask),
             "seed": job.seed,

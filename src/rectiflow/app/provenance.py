@@ -132,6 +132,11 @@ def _check_weights(model: FlowModel, made: dict[str, Any], picture: Path) -> Non
             f"{picture} was made with weights {made['weight_hash'][:12]}, and {model.name} has "
             f"{model.weight_hash[:12]}: give the model it was made with by --model"
         )
+    if made.get("field_hash", model.field_hash) != model.field_hash:
+        raise InputError(
+            f"{picture} was made with these weights under other settings (prediction type, "
+            f"schedule, scaling, tokenizer) than {model.name} has: put them back, or give --model"
+        )
 
 
 def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image:

@@ -29,6 +29,7 @@ def of_model(model: FlowModel) -> dict[str, Any]:
     return parts | {
         "model": name_from_anywhere(model.name),
         "weight_hash": model.weight_hash,
+        "field_hash": model.field_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }

@@ -139,6 +139,7 @@ def _settings(model: FlowModel, run: Run) -> dict[str, Any]:
     return {
         "model": model.name,
         "weight_hash": model.weight_hash,
+        "field_hash": model.field_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_inference_steps": run.num_inference_steps,
         "guidance_scale": run.guidance_scale,

@@ -177,6 +177,7 @@ def _claim(model: FlowModel, run: Run) -> None:
     settings = {
         "model": model.name,
         "weight_hash": model.weight_hash,
+        "field_hash": model.field_hash,
         "dtype": str(model.dtype).removeprefix("torch."),
         "preset": dataclasses.asdict(run.preset),
         "mapping_hash": run.data.mapping_hash,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rectiflow.errors import InputError
 from rectiflow.flow.diffusion import VariancePreservingPath
 from rectiflow.flow.grid import make_grid
-from rectiflow.models.identity import identity_of
+from rectiflow.models.identity import fingerprint, identity_of
 from rectiflow.models.images import SizePolicy
 from rectiflow.models.metadata import Metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment
@@ -109,6 +109,11 @@ class FlowModel(ABC):
         prediction type, noise schedule or shift, settings of every part; see `models.identity`.
         """
         return identity_of(self)
+
+    @property
+    def field_hash(self) -> str:
+        """`identity` as a short hash: with `weight_hash`, what a result follows from."""
+        return fingerprint(self.identity)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -91,6 +91,21 @@ def difference(kept: Identity | None, now: Identity, kept_in: str, name: str) ->
     return "; ".join([*words.values()][:_SHOWN] + more)
 
 
+def fingerprint(identity: Identity) -> str:
+    """A short hash of an identity, where whether it is another is all that is asked.
+
+    Numbers are taken to four digits: the last bits of a table of noise differ between machines.
+    """
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return [rounded(part) for part in value] if isinstance(value, list) else value
+
+    told = {name: rounded(value) for name, value in identity.items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same, numbers up to the last bits of float32."""
     if isinstance(one, list) and isinstance(other, list):

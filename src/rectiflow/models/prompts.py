@@ -130,9 +130,15 @@ def as_prompts(prompts: str | Sequence[str]) -> list[str]:
     """One prompt or several as a list.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or one is not text.
     """
-    result = [prompts] if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str):
+        return [prompts]
+    many = isinstance(prompts, Sequence) and not isinstance(prompts, bytes)
+    for prompt in prompts if many else [prompts]:
+        if not isinstance(prompt, str):
+            raise InputError(f"{prompt!r} is not a prompt: give text, or a list of it")
+    result = list(prompts)
     if not result:
         raise InputError("no prompt: give one or more (an empty string is a prompt)")
     return result

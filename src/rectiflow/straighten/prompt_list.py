@@ -35,7 +35,7 @@ def load_prompts(source: str | Path, most: int | None = None, *, blanks: bool = 
             list of strings or objects. `.parquet`: a table (extra `datasets`). Each but the last
             also compressed, with `.gz` behind. Or `owner/name` of a data set on the hub, of which
             the split `train` is read. A column is named as in `captions.csv:text`; else it is the
-            first of `COLUMNS`, or the only one.
+            first of `COLUMNS`.
         most: Read no more than this of a data set on the hub.
         blanks: Whether blank lines and empty prompts are skipped; a warning says how many were.
             If not, the first is an error.
@@ -137,12 +137,15 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
 
 
 def _from_table(path: Path, text: str, delimiter: str, column: str | None) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text.rstrip(), newline=""), delimiter=delimiter, strict=True)
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        chosen = _column(str(path), reader.fieldnames, column)
+        names = [name.strip() for name in next(reader, [])]
+        at = names.index(_column(str(path), names, column))
         for cells in reader:
-            yield f"{path}, line {reader.line_num}", cells[chosen] or ""
+            where = f"{path}, line {reader.line_num}"
+            if cells and len(cells) <= at:
+                raise InputError(f"{where}: it ends before the column {names[at]}")
+            yield where, cells[at] if cells else ""
     except csv.Error as error:
         kind = "a CSV" if delimiter == "," else "a TSV"
         raise InputError(f"{path} is not {kind} file: {error}") from error
@@ -196,8 +199,6 @@ def _column(where: str, names: Sequence[str], column: str | None) -> str:
     for name in COLUMNS if column is None else (column,):
         if name in names:
             return name
-    if column is None and len(names) == 1:
-        return names[0]
     wanted = f"column {column!r}" if column is not None else f"column {' or '.join(COLUMNS)}"
     has = ", ".join(map(str, names)) or "none"
     raise InputError(f"{where} has no {wanted}; it has {has}: name one as in FILE:COLUMN")
