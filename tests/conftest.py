@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 
 import pytest
@@ -20,6 +21,11 @@ os.environ |= {
     "MPLBACKEND": "Agg",
     "NO_COLOR": "1",
 }
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so would be every process that
+# a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

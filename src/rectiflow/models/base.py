@@ -170,7 +170,8 @@ class FlowModel(ABC):
     @property
     def dynamic_shift(self) -> bool:
         """Whether the scheduler computes its shift from the image's size."""
-        return bool(getattr(self.pipeline.scheduler.config, "use_dynamic_shifting", False))
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        return bool(getattr(scheduler, "config", {}).get("use_dynamic_shifting", False))
 
     @property
     def default_solver(self) -> str:
