@@ -1,0 +1,330 @@
+"""An accelerator that is not there: tensors that say they are on `fake:0` and are computed on the
+CPU, and that are as strict as an accelerator's.
+
+It is a backend of PyTorch's own (PrivateUse1), so everything in between is real: dispatch, autograd,
+`Module.to`, factories with `device=`, autocast, `torch.accelerator`, and the refusal of
+`pin_memory`. On top of it this file refuses tensors of two devices in one operation, and notes what
+makes a real accelerator and its CPU wait for each other (as `torch.cuda.set_sync_debug_mode` does)
+and every tensor in float64, which Apple's accelerators do not have and others are slow at.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+NAME = "fake"
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten.repeat_interleave.Tensor,
+    aten._unique2.default,
+    aten.unique_dim.default,
+}
+RESHAPING = {aten.resize_.default, aten.set_.source_Tensor, aten.t_.default}
+# Indices may be on the CPU, and wait; numbers of no dimension become arguments of a kernel.
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+SCALARS = {aten.copy_.default, aten.fill_.Tensor, aten._foreach_mul_.Tensor, *INDEXING}
+
+
+@dataclass
+class Log:
+    """What happened on the device while it was watched."""
+
+    waits: Counter[str] = field(default_factory=Counter)
+    """What waited for the device, and where in rectiflow: `"_local_scalar_dense at feed.py:12"`."""
+    doubles: Counter[str] = field(default_factory=Counter)
+    """Where float64 came to be on the device."""
+
+
+_logs: list[Log] = []
+_pinned: set[int] = set()
+
+
+class FakeTensor(torch.Tensor):
+    """A tensor on `fake:0`, whose numbers are `raw`, on the CPU."""
+
+    raw: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, raw: Tensor, requires_grad: bool = False) -> FakeTensor:
+        if isinstance(raw, FakeTensor):  # as accelerate makes a parameter of a parameter's class
+            raw = raw.raw
+        made: FakeTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            raw.size(),
+            strides=raw.stride(),
+            storage_offset=raw.storage_offset(),
+            dtype=raw.dtype,
+            device=torch.device(NAME, 0),
+            requires_grad=requires_grad,
+        )
+        made.raw = raw
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+    def data_ptr(self) -> int:
+        return self.raw.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.raw.untyped_storage()
+
+    def tolist(self) -> Any:
+        _wait("tolist")
+        return self.raw.tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu()")
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.raw!r}, device='{NAME}:0'"
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    fakes = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
+    asked = kwargs.get("device")
+    _check(func, leaves, fakes, kwargs)
+    if func is aten._to_copy.default and asked is not None and asked.type == "cpu":
+        _wait("copy to the CPU")
+    if func is aten.copy_.default:
+        _copying(*args)
+    if func in WAITING:
+        _wait(func.name())
+    there = asked.type == NAME if asked is not None else bool(fakes)
+    owners = {id(fake.raw): fake for fake in fakes}
+    plain = [leaf.raw if isinstance(leaf, FakeTensor) else leaf for leaf in leaves]
+    plain = [
+        torch.device("cpu") if isinstance(p, torch.device) and p.type == NAME else p for p in plain
+    ]
+    args, kwargs = pytree.tree_unflatten(plain, spec)
+    if func is aten._pin_memory.default or func is aten.pin_memory.default:
+        raise RuntimeError("cannot pin 'fakeFloatType' only dense CPU tensors can be pinned")
+    found = func(*args, **kwargs)
+    assert func not in RESHAPING, func
+
+    def wrapped(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not there:
+            return value
+        if id(value) in owners:
+            return owners[id(value)]
+        if value.dtype in (torch.float64, torch.complex128):
+            _note("doubles", func.name())
+        return FakeTensor(value)
+
+    return pytree.tree_map(wrapped, found)
+
+
+def _check(func: Any, leaves: list[Any], fakes: list[FakeTensor], kwargs: Any) -> None:
+    """What an accelerator refuses."""
+    generator = kwargs.get("generator")
+    if generator is not None and generator.device.type != NAME:
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
+    others = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, FakeTensor)]
+    if not (fakes and others) or func is aten.copy_.default:
+        return
+    if func in INDEXING and all(x.dtype in (torch.int64, torch.bool) for x in others):
+        _wait(f"{func.name()} with indices on the CPU")
+        return
+    scalars = torch.Tag.pointwise in func.tags or func in SCALARS or "_foreach" in func.name()
+    if not (scalars and all(x.ndim == 0 for x in others)):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, "
+            f"{NAME}:0 and cpu! (in {func})"
+        )
+
+
+def _copying(target: Tensor, source: Tensor, non_blocking: bool = False) -> None:
+    if not isinstance(target, FakeTensor):
+        _wait("copy to the CPU")
+    elif not isinstance(source, FakeTensor):
+        if not non_blocking:
+            _wait("copy to the device")
+        elif source.ndim and id(source.untyped_storage()._cdata) and not is_pinned(source):
+            _wait("copy of memory that is not pinned")
+
+
+def is_pinned(tensor: Tensor) -> bool:
+    """Whether a tensor's memory is pinned, as far as this device knows."""
+    return tensor.untyped_storage().data_ptr() in _pinned
+
+
+def _wait(what: str) -> None:
+    _note("waits", what)
+
+
+def _note(kind: str, what: str) -> None:
+    if not _logs:
+        return
+    frame = sys._getframe(1)
+    while frame is not None and "/rectiflow/" not in frame.f_code.co_filename:
+        frame = frame.f_back  # type: ignore[assignment]
+    where = "elsewhere"
+    if frame is not None:
+        where = f"{frame.f_code.co_filename.rpartition('/rectiflow/')[2]}:{frame.f_lineno}"
+    for log in _logs:
+        getattr(log, kind)[f"{what} at {where}"] += 1
+
+
+@contextmanager
+def watched() -> Iterator[Log]:
+    """Write down what waits and what is float64, in any thread."""
+    log = Log()
+    _logs.append(log)
+    try:
+        yield log
+    finally:
+        _logs.remove(log)
+
+
+class Module:
+    """`torch.fake`."""
+
+    available = False
+    seeds: list[int] = []  # noqa: RUF012
+
+    def is_available(self) -> bool:
+        return self.available
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    manual_seed_all = manual_seed
+
+    def device_count(self) -> int:
+        return int(self.available)
+
+    def current_device(self) -> int:
+        return 0
+
+    def set_device(self, _: Any) -> None:
+        pass
+
+    def get_rng_state(self, *_: Any) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, *_: Any) -> None:
+        torch.set_rng_state(state)
+
+    def empty_cache(self) -> None:
+        pass
+
+    def synchronize(self, *_: Any) -> None:
+        pass
+
+    def mem_get_info(self, *_: Any) -> tuple[int, int]:
+        return 2**33, 2**34
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+_state = SimpleNamespace(module=None, libraries=[])
+
+
+def _register() -> Module:
+    """Once a process: a backend cannot be taken back, but says that it is not available."""
+    if _state.module is None:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+        _state.module = Module()
+        _setup_privateuseone_for_python_backend(NAME, backend_module=_state.module)
+        library = torch.library.Library("_", "IMPL")
+        library.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+        # `torch.tensor(..., device=)` copies with subclasses' dispatch switched off, where PyTorch
+        # finds no fallback for them.
+        direct = torch.library.Library("aten", "IMPL")
+        for name in ("copy_", "lift_fresh", "detach", "alias"):
+            func = getattr(aten, name).default
+            direct.impl(name, lambda *a, func=func, **k: _run(func, a, k), "PrivateUse1")
+        _state.libraries = [library, direct, _autocast()]
+    return _state.module
+
+
+def _autocast() -> torch.library.Library:
+    """The operations that autocast brings to a lower precision on every device."""
+    library = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+    key = torch._C.DispatchKey.AutocastPrivateUse1
+
+    def lower(func: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            dtype = torch.get_autocast_dtype(NAME)
+
+            def cast(x: Any) -> Any:
+                floating = isinstance(x, Tensor) and x.is_floating_point()
+                return x.to(dtype) if floating and x.device.type == NAME else x
+
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+                return func(*pytree.tree_map(cast, args), **pytree.tree_map(cast, kwargs))
+
+        return run
+
+    for name in ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention"):
+        library.impl(name, lower(getattr(aten, name).default))
+    library.impl("conv2d", lower(aten.conv2d.default))
+    return library
+
+
+def _pin(tensor: Tensor, *_: Any) -> Tensor:
+    if isinstance(tensor, FakeTensor):
+        raise RuntimeError("cannot pin 'fakeFloatType' only dense CPU tensors can be pinned")
+    made = tensor.detach().clone()
+    _state.keep.append(made)
+    _pinned.add(made.untyped_storage().data_ptr())
+    return made
+
+
+@contextmanager
+def fake_accelerator() -> Iterator[torch.device]:
+    """The machine has an accelerator while the block lasts: `torch.accelerator` and accelerate say
+    so."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    module = _register()
+    device, empty = torch.device(NAME, 0), torch.empty
+    _state.keep = []
+
+    def allocate(*size: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        made = empty(*size, **kwargs)
+        return _pin(made) if pin_memory else made
+
+    states = (AcceleratorState, GradientState, PartialState)
+    for state in states:
+        state._reset_state()
+    module.available = True
+    try:
+        with (
+            mock.patch.object(PartialState, "default_device", device),
+            mock.patch.object(torch.Tensor, "pin_memory", _pin),
+            mock.patch.object(torch, "empty", allocate),
+        ):
+            yield device
+    finally:
+        module.available = False
+        _pinned.clear()
+        _state.keep = []
+        for state in states:
+            state._reset_state()
