@@ -1,8 +1,8 @@
 """An accelerator that is not there: tensors that say they are on `fake:0` and are computed on the
 CPU, and that are as strict as an accelerator's.
 
-It is a backend of PyTorch's own (PrivateUse1), so everything in between is real: dispatch, autograd,
-`Module.to`, factories with `device=`, autocast, `torch.accelerator`, and the refusal of
+It is a backend of PyTorch's own (PrivateUse1), so everything in between is real: dispatch,
+autograd, `Module.to`, factories with `device=`, autocast, `torch.accelerator`, and the refusal of
 `pin_memory`. On top of it this file refuses tensors of two devices in one operation, and notes what
 makes a real accelerator and its CPU wait for each other (as `torch.cuda.set_sync_debug_mode` does)
 and every tensor in float64, which Apple's accelerators do not have and others are slow at.
@@ -34,6 +34,7 @@ WAITING = {
     aten._unique2.default,
     aten.unique_dim.default,
 }
+DOUBLE = (torch.float64, torch.complex128)
 RESHAPING = {aten.resize_.default, aten.set_.source_Tensor, aten.t_.default}
 # Indices may be on the CPU, and wait; numbers of no dimension become arguments of a kernel.
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
@@ -80,6 +81,14 @@ class FakeTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> FakeTensor:
+        if id(self) not in memo:
+            made = FakeTensor(self.raw.detach().clone(), self.requires_grad)
+            if getattr(self, "_is_param", False):
+                made._is_param = True
+            memo[id(self)] = made
+        return memo[id(self)]
+
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
@@ -125,7 +134,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return value
         if id(value) in owners:
             return owners[id(value)]
-        if value.dtype in (torch.float64, torch.complex128):
+        if value.dtype in DOUBLE and not any(fake.dtype in DOUBLE for fake in fakes):
             _note("doubles", func.name())
         return FakeTensor(value)
 
@@ -253,6 +262,7 @@ def _register() -> Module:
         _state.module = Module()
         _setup_privateuseone_for_python_backend(NAME, backend_module=_state.module)
         library = torch.library.Library("_", "IMPL")
+        library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         library.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
         # `torch.tensor(..., device=)` copies with subclasses' dispatch switched off, where PyTorch
         # finds no fallback for them.
@@ -260,6 +270,10 @@ def _register() -> Module:
         for name in ("copy_", "lift_fresh", "detach", "alias"):
             func = getattr(aten, name).default
             direct.impl(name, lambda *a, func=func, **k: _run(func, a, k), "PrivateUse1")
+        # It would be made empty, and then be resized.
+        for overload in ("default", "start", "start_step"):
+            func = getattr(aten.arange, overload)
+            direct.impl(func.name(), lambda *a, func=func, **k: _run(func, a, k), "PrivateUse1")
         _state.libraries = [library, direct, _autocast()]
     return _state.module
 
@@ -282,7 +296,15 @@ def _autocast() -> torch.library.Library:
 
         return run
 
-    for name in ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention"):
+    for name in (
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "scaled_dot_product_attention",
+    ):
         library.impl(name, lower(getattr(aten, name).default))
     library.impl("conv2d", lower(aten.conv2d.default))
     return library

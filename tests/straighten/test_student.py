@@ -14,7 +14,13 @@ from rectiflow.models.generate import generate_latents
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.straighten import student
 from rectiflow.straighten.monitor import few_steps, told
-from rectiflow.straighten.objective import EndObjective, VelocityObjective, pack, prediction_scale
+from rectiflow.straighten.objective import (
+    EndObjective,
+    VelocityObjective,
+    pack,
+    prediction_scale,
+    rows_by_step,
+)
 from tests.tiny import tiny_model
 from tests.tiny_sd import tiny_sd_model, tiny_sdxl_model
 
@@ -103,8 +109,9 @@ def test_few_steps_are_those_of_the_stock_pipeline(start: str, steps: int) -> No
     ours = few_steps(begun, cond, x_0, steps)
     torch.testing.assert_close(ours, stock, rtol=0, atol=2e-5 * float(stock.abs().max()))
     objective = EndObjective(begun, {steps: begun.student_grid(steps)})
+    told = torch.full((2,), steps)
     with torch.no_grad():
-        trained = objective.end(begun.initial_state(x_0), torch.full((2,), steps), cond)
+        trained = objective.end(begun.initial_state(x_0), told, cond, rows_by_step(told))
     torch.testing.assert_close(trained, ours, rtol=0, atol=1e-5 * float(stock.abs().max()))
 
 

@@ -62,6 +62,7 @@ class VariancePreservingPath(AffinePath):
                 "replace a zero terminal value by 2**-24, as diffusers' Euler scheduler does"
             )
         self.log_snr = torch.logit(table)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.s_max, self.s_min = torch.sigmoid(self.log_snr[[0, -1]] / 2).tolist()
         super().__init__(
             lambda t: torch.sigmoid(self._log_snr_at_time(t)).sqrt(),
@@ -76,8 +77,7 @@ class VariancePreservingPath(AffinePath):
     def timestep(self, s: Scalar) -> Tensor:
         """The fractional timestep at straight time `s`; beyond the table, the table's end."""
         s = as_tensor(s)
-        log_snr = self.log_snr.to(s)
-        timesteps = torch.arange(len(log_snr)).to(s)
+        timesteps, log_snr = self._table(s)
         return _interpolate(2 * torch.logit(s), log_snr.flip(0), timesteps.flip(0))
 
     def grid(self, timesteps: Tensor | Sequence[float]) -> Tensor:
@@ -93,8 +93,15 @@ class VariancePreservingPath(AffinePath):
         return self._log_snr_at_timestep((1 - t) * (len(self.log_snr) - 1))
 
     def _log_snr_at_timestep(self, timestep: Tensor) -> Tensor:
-        log_snr = self.log_snr.to(timestep)
-        return _interpolate(timestep, torch.arange(len(log_snr)).to(timestep), log_snr)
+        return _interpolate(timestep, *self._table(timestep))
+
+    def _table(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps and their log-SNR where `like` is, copied there once, not in every step."""
+        place = (like.device, like.dtype)
+        if place not in self._tables:
+            timesteps = torch.arange(len(self.log_snr)).to(like)
+            self._tables[place] = timesteps, self.log_snr.to(like)
+        return self._tables[place]
 
 
 @dataclass(frozen=True)
@@ -136,8 +143,10 @@ class StraightenedVelocity:
 
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear through (knots, values), knots rising, constant beyond them."""
-    x = x.clamp(knots[0], knots[-1])
+    # clamp() and an index of no dimension would fetch their numbers from the device, and wait.
+    x = torch.minimum(torch.maximum(x, knots[0]), knots[-1])
     right = torch.searchsorted(knots, x.detach().contiguous(), right=True)
     i = right.clamp(1, len(knots) - 1) - 1
-    weight = (x - knots[i]) / (knots[i + 1] - knots[i])
-    return torch.lerp(values[i], values[i + 1], weight)
+    left = knots.take(i)
+    weight = (x - left) / (knots.take(i + 1) - left)
+    return torch.lerp(values.take(i), values.take(i + 1), weight)

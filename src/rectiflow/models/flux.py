@@ -229,6 +229,9 @@ def _unpack(tokens: Tensor, rows: int) -> Tensor:
 
 def _positions(latents: Tensor) -> Tensor:
     """(0, row, column) of each image token, float32 [h/2 · w/2, 3]."""
-    rows, columns = (torch.arange(side // PATCH) for side in latents.shape[-2:])
-    grid = torch.cartesian_prod(torch.zeros(1, dtype=torch.int64), rows, columns)
-    return grid.to(latents.device, torch.float32)
+    # Made where they are used: a copy from the CPU would make every step wait.
+    rows, columns = (
+        torch.arange(side // PATCH, dtype=torch.float32, device=latents.device)
+        for side in latents.shape[-2:]
+    )
+    return torch.cartesian_prod(rows.new_zeros(1), rows, columns)

@@ -79,7 +79,9 @@ class SDXLModel(UNetModel):
         """The pooled feature, the sizes, and a refiner's score in the place of the last of them."""
         assert cond.pooled is not None
         height, width = (side * self.factor for side in x_t.shape[-2:])
-        told = x_t.new_tensor([[height, width, 0, 0, height, width]]).repeat(len(x_t), 1)
+        # Filled in where they are used: a copy from the CPU would make every step wait.
+        sizes = (height, width, 0, 0, height, width)
+        told = torch.stack([x_t.new_full((len(x_t),), size) for size in sizes], 1)
         if cond.negative is not None:
             score = torch.where(cond.negative, NEGATIVE_AESTHETIC_SCORE, AESTHETIC_SCORE)
             told = torch.cat([told[:, :4], score[:, None].to(told)], 1)

@@ -63,7 +63,10 @@ class Learner:
         def make(indices: Sequence[int]) -> tuple[int, dict[str, Tensor]]:
             batch = self.task.batch(indices)
             if self.device.type != "cpu":  # so that the copy waits for nothing
-                batch = {name: value.pin_memory() for name, value in batch.items()}
+                batch = {
+                    name: value.pin_memory() if value.device.type == "cpu" else value
+                    for name, value in batch.items()
+                }
             return len(indices), batch
 
         steps = range(self.step, self.config.steps)

@@ -26,6 +26,7 @@ from rectiflow.straighten.losses import (
 )
 
 PREFIX = "cond_"
+ROWS = "rows_"
 
 
 def pack(cond: Conditioning) -> dict[str, Tensor]:
@@ -37,6 +38,23 @@ def pack(cond: Conditioning) -> dict[str, Tensor]:
 def unpack(tensors: Mapping[str, Tensor]) -> Conditioning:
     """The inverse of `pack`."""
     return Conditioning(**{name.removeprefix(PREFIX): part for name, part in tensors.items()})
+
+
+def rows_by_step(steps: Tensor) -> dict[str, Tensor]:
+    """Which samples take a first step, a second, …: int64 tensors of a batch.
+
+    They are part of the batch since an accelerator cannot say how many there are without being
+    waited for.
+
+    Args:
+        steps: In how many steps each sample goes, int64 [B], on the CPU.
+
+    Example:
+        >>> rows_by_step(torch.tensor([1, 2]))
+        {'rows_1': tensor([0, 1]), 'rows_2': tensor([1])}
+    """
+    taken = range(1, int(steps.max()) + 1)
+    return {f"{ROWS}{k}": torch.nonzero(steps >= k)[:, 0] for k in taken}
 
 
 class Objective(nn.Module):
@@ -152,30 +170,34 @@ class EndObjective(Objective):
             table[steps, : steps + 1] = grid
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, x: Tensor, target: Tensor, steps: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, target: Tensor, steps: Tensor, **given: Tensor) -> Tensor:
         """The loss of each sample, [B].
 
         Args:
             x: States at the field's first time, [B, C, h, w].
             target: The latents to reach.
             steps: In how many steps, int64 [B].
-            **cond: As `pack` gives them.
+            **given: As `pack` and `rows_by_step` give them.
         """
-        x = self.end(x, steps, unpack(cond))
+        rows = {name: part for name, part in given.items() if name.startswith(ROWS)}
+        cond = unpack({name: part for name, part in given.items() if name not in rows})
+        x = self.end(x, steps, cond, rows)
         if self.perceptual is None:
             return self.residual_loss(x - target)
         seen = self.perceptual(x, target)
         return seen if self.loss == "lpips" else self.residual_loss(x - target) + seen
 
-    def end(self, x: Tensor, steps: Tensor, cond: Conditioning) -> Tensor:
-        """Where each row gets in its number of steps."""
+    def end(
+        self, x: Tensor, steps: Tensor, cond: Conditioning, moving: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Where each row gets in its number of steps; `moving` as from `rows_by_step`."""
         grids = self.table[steps]
         for now, after in pairwise(range(self.most + 1)):
-            (rows,) = torch.nonzero(steps >= after, as_tuple=True)
-            if not len(rows):
+            rows = moving.get(f"{ROWS}{after}")
+            if rows is None:
                 if not _in_company():
                     break
-                rows = rows.new_zeros(1)  # a step of length 0
+                rows = steps.new_zeros(1)  # a step of length 0
             t, h = grids[rows, now], grids[rows, after] - grids[rows, now]
             if len(rows) == len(x):
                 x = x + column(h, x) * self.model.differentiable_velocity(x, t, cond)

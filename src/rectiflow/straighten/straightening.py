@@ -20,7 +20,13 @@ from rectiflow.straighten import monitor, times
 from rectiflow.straighten.attention import use_plain_attention
 from rectiflow.straighten.coupling import Coupling, Piece
 from rectiflow.straighten.losses import PERCEPTUAL, Perceptual, picture_distance
-from rectiflow.straighten.objective import EndObjective, Objective, VelocityObjective, pack
+from rectiflow.straighten.objective import (
+    EndObjective,
+    Objective,
+    VelocityObjective,
+    pack,
+    rows_by_step,
+)
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import rebuilt
 from rectiflow.straighten.text_cache import TextCache
@@ -51,7 +57,9 @@ class StraightenTask:
         self.config, self.student, self.coupling = config, student, coupling
         self.record = record or {}
         use_plain_attention(student.network)
-        self._texts, self._lock = TextCache(student, CACHE_BYTES), Lock()
+        # Batches are made on the CPU, and moved by the loop without waiting for the device.
+        self._texts = TextCache(student, CACHE_BYTES, torch.device("cpu"))
+        self._lock = Lock()
         self.grids = {k: student.student_grid(k) for k in sorted(set(config.student_steps))}
         self.network: nn.Module = self._objective()
         self.probe = None if held_out is None else self._probe(held_out)
@@ -127,11 +135,9 @@ class StraightenTask:
 
     def _end(self, piece: Piece, numbers: Sequence[int]) -> dict[str, Tensor]:
         """What distillation asks: from the noise to the pair's latents, in k steps."""
-        return {
-            "x": piece.started_from(self.student).x_0,
-            "target": piece.x_1,
-            "steps": times.draw_steps(self.config.student_steps, self.config.seed, numbers),
-        }
+        steps = times.draw_steps(self.config.student_steps, self.config.seed, numbers)
+        x = piece.started_from(self.student).x_0
+        return {"x": x, "target": piece.x_1, "steps": steps, **rows_by_step(steps)}
 
     def _velocity(self, piece: Piece, numbers: Sequence[int]) -> dict[str, Tensor]:
         """What reflow and flow matching ask: the velocity at a point of the piece."""

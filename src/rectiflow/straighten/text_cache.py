@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from rectiflow.models.base import FlowModel
@@ -26,11 +27,14 @@ class TextCache:
     Args:
         model: Whose text encoders.
         budget: Bytes; what was asked for longest ago is forgotten first.
+        device: Where embeddings are handed out; the model's if None. They are kept on the CPU.
     """
 
-    def __init__(self, model: FlowModel, budget: int = BUDGET) -> None:
+    def __init__(
+        self, model: FlowModel, budget: int = BUDGET, device: torch.device | None = None
+    ) -> None:
         self._encode = model.encode_prompt
-        self._device = model.device
+        self._device = model.device if device is None else device
         self.budget = budget
         self.bytes = 0
         self._known: OrderedDict[str, Conditioning] = OrderedDict()
