@@ -116,7 +116,12 @@ def test_parquet(tmp_path: Path) -> None:
         ("p.txt", "a cat".encode("utf-16"), "", "p.txt, line 1: it is not text in UTF-8"),
         ("p.xlsx", "a cat", "", "p.xlsx is not a list of prompts by its name: give .txt, .csv,"),
         ("p.txt.gz", "a cat", "", "p.txt.gz is not a whole gzip file"),
-        ("p.txt.gz", gzip.compress(b"a cat", mtime=0)[:-9], "", "p.txt.gz is not a whole gzip file"),
+        (
+            "p.txt.gz",
+            gzip.compress(b"a cat", mtime=0)[:-9],
+            "",
+            "p.txt.gz is not a whole gzip file",
+        ),
         ("p.parquet.gz", "a cat", "", "p.parquet.gz is not a list of prompts by its name"),
         ("p.json", '{"a": "b"}', "", "p.json is not a list of prompts: give"),
         ("p.json", "[" * 100_000, "", "p.json: it is not JSON (too deep)"),
