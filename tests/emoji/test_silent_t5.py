@@ -35,7 +35,8 @@ def test_stock_loading_gives_the_same_picture_as_no_t5_at_all(tmp_path: Path) ->
     StableDiffusion3Pipeline(**parts).save_pretrained(tmp_path)
     stock = StableDiffusion3Pipeline.from_pretrained(tmp_path, dtype=torch.float32)
     assert stock.text_encoder_3 is not None
-    np.testing.assert_array_equal(picture(stock), picture(without))
+    # Weights elsewhere in memory may go through other kernels.
+    np.testing.assert_allclose(picture(stock), picture(without), rtol=0, atol=1e-4)
 
 
 def test_the_tokenizer_hears_nothing() -> None:

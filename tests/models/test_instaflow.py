@@ -139,7 +139,9 @@ def test_the_first_time_is_1000_or_999(folder: Path, imported: Path) -> None:
         fields.append(v)
     assert (fields[0] - fields[1]).abs().max() > 1e-3
     # Elsewhere, at integer times, there is no difference.
-    assert torch.equal(model.velocity(x, 0.5, cond), stock.velocity(x, 0.5, cond))
+    # Weights elsewhere in memory may go through other kernels.
+    found, expected = (one.velocity(x, 0.5, cond) for one in (model, stock))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_metadata_and_defaults(folder: Path, imported: Path, tmp_path: Path) -> None:

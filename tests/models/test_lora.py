@@ -73,7 +73,8 @@ def test_the_velocity_is_that_of_diffusers(
     model = load(made["model"], lora=[text.replace(n := text.partition("@")[0], str(made[n]))
                                       for text in lora])  # fmt: skip
     ours = velocity(model)
-    assert torch.equal(ours, velocity(stock(made, scales)))
+    # Weights elsewhere in memory may go through other kernels.
+    torch.testing.assert_close(ours, velocity(stock(made, scales)), rtol=1e-4, atol=1e-5)
     assert (ours - velocity(load(made["model"]))).abs().max() > 1e-3
     assert not any(module.training for module in model.modules.values())
 

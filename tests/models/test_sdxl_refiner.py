@@ -149,7 +149,9 @@ def test_from_a_folder_and_on_the_command_line(
     assert (model.family, model.default_guidance_scale) == ("sdxl", 5.0)
     x, cond = torch.randn(1, 4, 8, 8), model.encode_prompt("cat")
     made = SDXLModel(tiny_sdxl_refiner())
-    assert torch.equal(model.velocity(x, 0.4, cond), made.velocity(x, 0.4, cond))
+    # Weights elsewhere in memory may go through other kernels.
+    found, expected = (one.velocity(x, 0.4, cond) for one in (model, made))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     words = f"generate cat --model {tmp_path / 'fast'} --steps 1 --guidance 1 --device cpu --json"
     refined = f"--refine {tmp_path / 'refiner'} --refine-steps 4 -o {tmp_path / 'out'}"
     assert main([*words.split(), *refined.split()]) == 0

@@ -74,8 +74,9 @@ def assert_same(model: SDModel, other: SDModel) -> None:
     x = torch.randn(1, 4, 8, 8)
     expected = other.velocity(x, 0.4, other.encode_prompt("two red apples"))
     ours = model.velocity(x, 0.4, model.encode_prompt("two red apples"))
-    assert torch.equal(ours, expected)
-    assert torch.equal(model.decode(x), other.decode(x))
+    # Weights elsewhere in memory may go through other kernels.
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.decode(x), other.decode(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("original", [True, False])

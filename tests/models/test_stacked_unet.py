@@ -259,7 +259,9 @@ def test_a_loaded_model_is_the_same_field(share: bool, remove: bool, tmp_path: P
     before, after = SDModel(pipeline), load(tmp_path, device="cpu")
     assert isinstance(after.network, StackedUNet)
     cond = before.encode_prompt(["a red apple", "two dogs"])
-    assert torch.equal(before.velocity(x, 0.3, cond), after.velocity(x, 0.3, cond))
+    # Weights elsewhere in memory may go through other kernels.
+    found, expected = (one.velocity(x, 0.3, cond) for one in (after, before))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_missing_weights_are_one_line(tmp_path: Path) -> None:
