@@ -182,6 +182,9 @@ def training(tmp_path: Path, device: torch.device) -> Training:
         {"kind": "reflow", "anneal_steps": 2, "prefetch": True},
         {"kind": "reflow", "batch_size": 8, "gradient_accumulation_steps": 2},
         {"kind": "distill", "loss": "lpips_huber", "lpips_weights": "emoji-clip"},
+        {"kind": "reflow", "guidance_embedded": True},
+        {"kind": "reflow", "lora_rank": 2},
+        {"kind": "distill", "stacked": "separate"},
     ],
     ids=lambda given: "-".join(map(str, given.values())),
 )

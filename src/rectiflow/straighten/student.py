@@ -165,7 +165,7 @@ def _with_guidance(network: Any, name: str) -> Any:
     missing, unexpected = told.load_state_dict(network.state_dict(), strict=False)
     assert not unexpected and missing == ["time_embedding.cond_proj.weight"]
     nn.init.zeros_(told.time_embedding.cond_proj.weight)
-    return told.eval().requires_grad_(False)
+    return told.to(network.device).eval().requires_grad_(False)
 
 
 def _stacked(network: Any, how: Stacking, keep_middle: bool) -> Any:
