@@ -74,13 +74,16 @@ def edits(report: Report, name: str, folder: Path, dtype: torch.dtype, steps: in
 
     def edit(model: Any = model, **more: Any) -> None:
         told: dict[str, Any] = {"source_prompt": "a red cat", "prompts": ["a blue cat"]}
-        rf.edit(model, picture, **told | given | more)
+        rf.edit(model, picture, **(told | given | more))
 
     report.run(f"{here}: generate", lambda: rf.generate(model, PROMPTS, seed=0, **given))
     for preset in PRESETS:
         report.run(f"{here}: edit, {preset}", lambda preset=preset: edit(preset=preset))
+    kept = {"source_features": "inversion", "num_inference_steps": max(steps, 8)}  # fewer keep none
     for keep in ("memory", "cpu", "disk"):
-        report.run(f"{here}: features in {keep}", lambda keep=keep: edit(keep_features=keep))
+        report.run(
+            f"{here}: features in {keep}", lambda keep=keep: edit(**kept, keep_features=keep)
+        )
     mask = Image.new("L", picture.size, 255)
     report.run(f"{here}: a mask", lambda: edit(mask=mask))
     for offload in ("model", "sequential"):

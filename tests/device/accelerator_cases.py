@@ -20,6 +20,7 @@ from PIL import Image
 
 import rectiflow as rf
 from rectiflow.errors import InputError
+from rectiflow.invert.features import FeatureStore
 from rectiflow.invert.presets import PRESETS
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
@@ -115,15 +116,35 @@ def test_every_preset(device: torch.device, picture: Image.Image, name: str, pre
 
 
 @pytest.mark.parametrize("keep", ["memory", "cpu", "disk"])
-def test_kept_features_and_masks(device: torch.device, picture: Image.Image, keep: str) -> None:
+def test_kept_features_and_masks(
+    device: torch.device, picture: Image.Image, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight steps: of fewer the preset keeps nothing."""
+    handed, kept, get, put = [], [], FeatureStore.get, FeatureStore.put
+
+    def watched_put(store: FeatureStore, step: int, *rest: Any) -> None:
+        put(store, step, *rest)
+        found = [part for key, parts in store._kept.items() for part in parts.values()]
+        kept.extend((isinstance(part, FakeTensor), is_pinned(part)) for part in found)
+
+    def watched_get(store: FeatureStore, *rest: Any) -> torch.Tensor:
+        handed.append(get(store, *rest))
+        return handed[-1]
+
+    monkeypatch.setattr(FeatureStore, "put", watched_put)
+    monkeypatch.setattr(FeatureStore, "get", watched_get)
     mask = Image.new("L", picture.size)
     mask.paste(255, (0, 0, 16, 32))
     results = []
     for model in (tiny_model(), on(device, tiny_model)):
-        given: dict[str, Any] = {"source_prompt": "a red cat", "num_inference_steps": 4}
+        handed.clear()
+        kept.clear()
+        given: dict[str, Any] = {"source_prompt": "a red cat", "num_inference_steps": 8}
         given |= {"source_features": "inversion", "keep_features": keep, "mask": mask}
         results.append(rf.edit(model, picture, prompts=["a blue cat"], preset="fast", **given))
     close(results[1].latents, results[0].latents)
+    assert kept and set(kept) == {(keep == "memory", keep == "cpu")}
+    assert handed and all(isinstance(part, FakeTensor) for part in handed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -326,12 +326,15 @@ def fake_accelerator() -> Iterator[torch.device]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     module = _register()
-    device, empty = torch.device(NAME, 0), torch.empty
+    device = torch.device(NAME, 0)
     _state.keep = []
 
-    def allocate(*size: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-        made = empty(*size, **kwargs)
-        return _pin(made) if pin_memory else made
+    def pinning(factory: Any) -> Any:
+        def make(*size: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+            made: Tensor = factory(*size, **kwargs)
+            return _pin(made) if pin_memory else made
+
+        return make
 
     states = (AcceleratorState, GradientState, PartialState)
     for state in states:
@@ -341,7 +344,8 @@ def fake_accelerator() -> Iterator[torch.device]:
         with (
             mock.patch.object(PartialState, "default_device", device),
             mock.patch.object(torch.Tensor, "pin_memory", _pin),
-            mock.patch.object(torch, "empty", allocate),
+            mock.patch.object(torch, "empty", pinning(torch.empty)),
+            mock.patch.object(torch, "zeros", pinning(torch.zeros)),
         ):
             yield device
     finally:
