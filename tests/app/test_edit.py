@@ -303,7 +303,10 @@ def test_a_network_in_one_file(run: Run, model: Path, cwd: Path) -> None:
     run(*words, model, "--base", model).refuses("base is for checkpoints in one file")
     assert run(*words, "n.safetensors", "--base", model, "-o", "a.png").code == 0
     run(*words, model, "-o", "b.png")
-    assert np.array_equal(Image.open("a.png"), Image.open("b.png"))
+    # Weights lie otherwise in the memory of another file: a pixel may be rounded the other way.
+    np.testing.assert_allclose(
+        np.asarray(Image.open("a.png"), int), np.asarray(Image.open("b.png"), int), atol=1
+    )
     made = read_png("a.png")
     assert (made["model"], made["base"]) == (str(cwd / "n.safetensors"), str(model))
     assert run("replay", "a.png").code == 0

@@ -62,7 +62,7 @@ def test_every_sample_has_its_own_weights():
     whole = convert(value, x_t, a, b, source="epsilon", target="velocity")
     for i in range(3):
         alone = convert(value[i], x_t[i], a[i], b[i], source="epsilon", target="velocity")
-        assert torch.equal(whole[i], alone)
+        torch.testing.assert_close(whole[i], alone)
     shaped = convert(
         value, x_t, a.view(3, 1, 1, 1), b.view(3, 1, 1, 1), source="epsilon", target="velocity"
     )

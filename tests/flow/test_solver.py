@@ -199,7 +199,9 @@ def test_a_row_does_not_depend_on_its_company(name):
     x_0, grid = randn(5, 3, 4).float(), make_grid("shifted", 9, shift=3.0)
     whole = integrate(riccati, x_0, grid, name).x
     for row in range(5):
-        assert torch.equal(whole[row], integrate(riccati, x_0[row : row + 1], grid, name).x[0])
+        alone = integrate(riccati, x_0[row : row + 1], grid, name).x[0]
+        # A kernel may round the last numbers of a tensor, which fill no register, otherwise.
+        torch.testing.assert_close(whole[row], alone, atol=0, rtol=1e-6)
 
 
 def test_adaptive_rows_depend_on_their_company_only_within_the_tolerance():

@@ -113,9 +113,12 @@ def test_rows_are_solved_by_themselves_and_asked_no_more_once_done() -> None:
             alone = fixed_point_inversion(
                 Linear(rates[[row]]), x_1[[row]], grid, average=average, **settings
             )
-            assert torch.equal(alone.trajectory[:, 0], together.trajectory[:, row])
             assert torch.equal(alone.evaluations[:, 0], together.evaluations[:, row])
-            assert torch.equal(alone.residuals[:, 0], together.residuals[:, row])
+            for one, all_ in (  # sums over rows of another number may round otherwise
+                (alone.trajectory[:, 0], together.trajectory[:, row]),
+                (alone.residuals[:, 0], together.residuals[:, row]),
+            ):
+                torch.testing.assert_close(one, all_, atol=1e-6, rtol=1e-6)
 
 
 def test_a_field_that_treats_all_rows_alike_needs_no_select() -> None:

@@ -310,7 +310,9 @@ def test_models_come_from_folders(tmp_path: Path) -> None:
         noise = initial_noise(model, [5], 32, 32)
         arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "solver": "euler"}
         ours = generate_latents(model, "cat", noise, **arguments)
-        assert torch.equal(ours.x, generate_latents(made, "cat", noise, **arguments).x)
+        # Weights of a file lie otherwise in memory: not to the bit.
+        theirs = generate_latents(made, "cat", noise, **arguments)
+        torch.testing.assert_close(ours.x, theirs.x, atol=1e-5, rtol=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stock = DiffusionPipeline.from_pretrained(tmp_path / name)
