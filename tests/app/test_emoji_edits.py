@@ -18,6 +18,7 @@ import pytest
 from rectiflow.evaluate import edit_ablations, edit_tuning
 from rectiflow.models import Metadata, write_metadata
 from tests.app.conftest import Run
+from tests.app.test_going_on import told
 from tests.tiny import T5_LENGTH, tiny_sd3
 
 
@@ -91,6 +92,21 @@ def test_tuning_tries_the_published_setting_and_the_budget(
     done = run(*words, "-o", tmp_path)
     assert "published and chosen" in done.out
     assert files == {f: f.stat().st_mtime_ns for f in (tmp_path / "parts").iterdir()}
+
+
+def test_told_to_stop_it_keeps_its_parts_and_goes_on(run: Run, sd3: Path, tmp_path: Path) -> None:
+    words = ("evaluate", "emoji-edits", "-m", str(sd3), "--limit", "2", "--methods", "euler,fast")
+    parts, log = tmp_path / "out" / "parts", tmp_path / "log"
+    code = told([*words, "-o", str(tmp_path / "out")], lambda: any_file(parts), signal.SIGTERM, log)
+    assert code == 75 and log.read_text().endswith("the same command goes on from what is there\n")
+    before = {file: file.stat().st_mtime_ns for file in parts.iterdir()}
+    assert len(before) == 1
+    assert run(*words, "-o", tmp_path / "out", "--json").code == 0
+    assert before.items() <= {f: f.stat().st_mtime_ns for f in parts.iterdir()}.items()
+
+
+def any_file(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("[!.]*"))
 
 
 def test_ablations_write_figures_a_table_and_plots(
