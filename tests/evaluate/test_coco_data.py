@@ -16,7 +16,7 @@ from rectiflow.errors import InputError
 from rectiflow.evaluate.coco_data import draw_ids, read_coco
 from rectiflow.evaluate.coco_emoji import make_emoji_coco
 from rectiflow.evaluate.coco_list import read_ids
-from rectiflow.models.images import load_image
+from rectiflow.models.picture import load_image
 
 IMAGES = [
     {"id": 77, "file_name": "000000000077.jpg"},

@@ -30,8 +30,9 @@ from rectiflow.evaluate.coco_metrics import (
 )
 from rectiflow.evaluate.emoji_models import load_clip
 from rectiflow.evaluate.frechet import GaussianStatistics
-from rectiflow.models.images import load_image, to_tensor
+from rectiflow.models.images import to_tensor
 from rectiflow.models.load import WEIGHTS
+from rectiflow.models.picture import load_image
 from rectiflow.report import save_png
 
 N = 40

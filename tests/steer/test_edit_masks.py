@@ -96,8 +96,6 @@ def test_outside_of_the_mask_pixels_are_the_sources(
         free = edited()
         assert torch.equal(free.latents, result.latents)
         assert not np.array_equal(pixels(free.images[0])[mask == 0], pixels(photograph)[mask == 0])
-        inside = pixels(result.images[0])[mask == 255]
-        assert np.array_equal(pixels(free.images[0])[mask == 255], inside)
 
 
 @pytest.mark.parametrize("kind", ["velocity", "attention"])
@@ -118,15 +116,12 @@ def test_derived_masks_are_pasted_back_too(
     )
     assert result.mask_kind == kind and result.mask is not None
     assert result.mask.shape == (2, *(1, *result.latents.shape[-2:]))
-    unpasted = result.inversion.images(result.latents)
-    for image, free, mask in zip(result.images, unpasted, result.masks, strict=True):
+    for image, mask in zip(result.images, result.masks, strict=True):
         assert image.size == mask.size == photograph.size
         share = np.asarray(mask)[..., None] / 255
         black = share[..., 0] == 0
         assert np.array_equal(pixels(image)[black], pixels(photograph)[black])
-        mixed = share * pixels(free) + (1 - share) * pixels(photograph)
-        assert np.abs(pixels(image) - mixed).max() <= 0.5 + 1e-4
-        assert share.std() > 0.01 and not np.array_equal(pixels(image), pixels(free))
+        assert share.std() > 0.01 and not np.array_equal(pixels(image), pixels(photograph))
     if kind == "attention":  # an untrained network's velocities disagree everywhere alike
         assert any((np.asarray(mask) == 0).any() for mask in result.masks)
     report = result.edit_report()
@@ -163,6 +158,29 @@ def test_velocities_kept_from_the_inversion_derive_the_same_mask(
     assert np.abs(kept.mask - again.mask).max() < 1e-3
     assert kept.edit_nfe == 4 < again.edit_nfe
     assert kept.mask_kind == "velocity"
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize(("preset", "given"), METHODS)
+def test_a_grey_lets_its_share_of_the_change_through(
+    model: SD3Model, photograph: Image.Image, preset: str, given: dict[str, Any], steps: int
+) -> None:
+    """Whatever the method and the number of steps, on latents and, pasted back, in pixels."""
+    given = given | {"preset": preset, "num_inference_steps": steps}
+
+    def edited(level: int, **more: Any) -> rf.EditResult:
+        mask = Image.new("L", photograph.size, level)
+        return rf.edit(
+            model, photograph, prompts=TARGET, source_prompt=SOURCE, mask=mask, **given, **more
+        )
+
+    white, grey = edited(255), edited(192, paste_back=True)
+    change = white.latents - white.inversion.latents
+    share = (grey.latents - grey.inversion.latents) / change.where(change.abs() > 1e-2, torch.nan)
+    assert change.std() > 0.05
+    assert share[~share.isnan()] == pytest.approx(192 / 255, abs=1e-3)
+    free, image, source = (pixels(one) for one in (white.images[0], grey.images[0], photograph))
+    assert np.abs(image - (source + 192 / 255 * (free - source))).max() <= 0.5 + 1e-4
 
 
 def test_from_inversions_files_and_seeds(
@@ -243,9 +261,10 @@ def test_a_seeds_picture_is_generated_under_the_guidance_that_is_given(model: SD
     ("arguments", "message"),
     [
         ({"mask": Image.new("L", (3, 3))}, "the mask is 3 × 3 and the image 75 × 50"),
-        ({"mask_blur": 2.0}, "mask_grow and mask_blur change a mask that is given"),
-        ({"mask_grow": 2}, "mask_grow and mask_blur change a mask that is given"),
-        ({"mask": Image.new("L", (75, 50)), "mask_blur": -1.0}, "mask_blur is -1.0"),
+        ({"mask_blur": 2.0}, "without a mask there is nothing for mask_blur to change"),
+        ({"mask_grow": 2, "mask_invert": True}, "nothing for mask_invert, mask_grow to change"),
+        ({"mask": Image.new("L", (75, 50), 255), "mask_blur": -1.0}, "mask_blur is -1.0"),
+        ({"mask": Image.new("L", (75, 50))}, "the mask is black all over"),
         ({"paste_back": True}, "paste_back needs a mask: give one, or mask_threshold"),
         ({"windows": {"cat": 0.5}}, "'cat' is no word that stays as it is; there are: a, apple"),
         ({"windows": {"apple": 2.0}}, "the window of 'apple' is 2.0; from 0 to 1"),

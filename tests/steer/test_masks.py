@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -10,14 +13,14 @@ import torch
 from PIL import Image
 
 from rectiflow.errors import InputError
-from rectiflow.models.images import SizePolicy, fit
+from rectiflow.models.images import SizePolicy, fit, placed
 from rectiflow.steer.masks import (
     DerivedMask,
-    check_mask_size,
-    drawn_mask,
     latent_mask,
+    mask_cells,
     pasted,
     picture_masks,
+    read_mask,
 )
 
 
@@ -31,6 +34,11 @@ def noise(height: int = 23, width: int = 31) -> Image.Image:
 def array(image: Image.Image) -> np.ndarray:
     assert image.mode == "L"
     return np.asarray(image)
+
+
+def drawn_mask(mask: Image.Image, grow: float = 0, blur: float = 0) -> Image.Image:
+    """As it is read for a picture of its own size."""
+    return read_mask(mask, mask.size, grow=grow, blur=blur)  # type: ignore[arg-type]
 
 
 def test_brightness_is_softness() -> None:
@@ -72,8 +80,8 @@ def test_what_cannot_be() -> None:
     ):
         with pytest.raises(InputError, match=message):
             drawn_mask(noise(), **given)
-    with pytest.raises(InputError, match="the mask is 31 × 23 and the image 5 × 6"):
-        check_mask_size(noise(), (5, 6))
+    with pytest.raises(InputError, match="mask is 31 × 23 and the image 5 × 6.*--mask-resize"):
+        read_mask(noise(), (5, 6))
 
 
 def test_on_latents_soft_edges_stay_soft_and_lines_stay_whole() -> None:
@@ -131,3 +139,84 @@ def test_a_derived_mask_by_hand() -> None:
         gathered.add(difference)
     mask = gathered.mask()[0, 0]
     assert mask[2, 2] == 1 and mask[7, 7] == pytest.approx(0.5) and mask[4:6, 0].sum() == 0
+
+
+WHERE = np.zeros((20, 30), bool)
+WHERE[4:9, 5:25] = True
+
+
+def strokes(colour: tuple[int, int, int], paper: tuple[int, int, int, int]) -> Image.Image:
+    """Opaque strokes on paper of some colour and opacity."""
+    pixels = np.tile(np.array(paper, np.uint8), (*WHERE.shape, 1))
+    pixels[WHERE] = (*colour, 255)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("mask", "invert"),
+    [
+        (strokes((255, 255, 255), (0, 0, 0, 0)), False),
+        (strokes((255, 0, 0), (255, 255, 255, 0)), False),
+        (strokes((0, 0, 0), (0, 0, 0, 0)), False),
+        (strokes((255, 255, 255), (0, 0, 0, 255)), False),  # opaque: its brightness counts
+        (strokes((0, 0, 0), (255, 255, 255, 255)), True),
+        (Image.fromarray(WHERE), False),
+        (Image.fromarray(WHERE.astype(np.uint8)), False),
+        (Image.fromarray(WHERE.astype(np.uint16)), False),
+        (Image.fromarray(WHERE.astype(np.int32)), False),
+        (WHERE, False),
+        (WHERE.astype(np.int64), False),
+        (WHERE.astype(np.float32), False),
+        (WHERE[None, ..., None] * np.uint8(255), False),
+        (torch.from_numpy(WHERE), False),
+        (torch.from_numpy(~WHERE).float()[None, None], True),
+        ([Image.fromarray(WHERE)], False),
+    ],
+)
+def test_masks_as_people_have_them(mask: Any, invert: bool) -> None:
+    found = read_mask(mask, (30, 20), invert=invert)
+    assert np.array_equal(array(found), np.where(WHERE, 255, 0))
+
+
+def test_soft_strokes_are_as_soft_as_they_are_opaque() -> None:
+    soft = np.zeros((2, 3, 4), np.uint8)
+    soft[..., 3] = [[0, 64, 128], [192, 255, 0]]
+    assert np.array_equal(array(read_mask(Image.fromarray(soft), (3, 2))), soft[..., 3])
+
+
+def test_a_photograph_with_a_hole_says_how_it_is_read() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    pixels[..., 3] = np.where(WHERE, 0, 255)
+    with pytest.warns(UserWarning, match="its opacity is taken.*--mask-invert"):
+        found = read_mask(Image.fromarray(pixels), (30, 20), invert=True)
+    assert np.array_equal(array(found), np.where(WHERE, 255, 0))
+
+
+def test_a_mask_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "black.png")
+    for mask, invert, message in (
+        (tmp_path / "black.png", False, r"mask .*black\.png is black all over"),
+        (Image.new("RGBA", (30, 20), (255, 255, 255, 0)), False, "is black all over"),
+        (np.ones((20, 30)), True, "is white all over"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_mask(mask, (30, 20), invert=invert)
+    dot = Image.new("L", (3000, 2000))
+    dot.paste(255, (0, 0, 5, 5))
+    place = placed(dot.size, SizePolicy(multiple=8, largest=128, area=64 * 64))
+    with pytest.raises(InputError, match="of the edit through at the 80 × 56 the model sees"):
+        mask_cells(dot, place, (4, 14, 20))
+    with pytest.warns(UserWarning, match="is 76 of 255.*no more than 30% of the edit"):
+        read_mask(strokes((255, 0, 0), (0, 0, 0, 255)), (30, 20))
+
+
+def test_another_size_is_stretched_if_that_is_asked_for() -> None:
+    small = Image.fromarray(WHERE)
+    for kind in (small, small.convert("RGBA")):
+        found = array(read_mask(kind, (300, 200), resize=True))
+        assert found.shape == (200, 300)
+        assert (
+            (found[50:80, 60:240] == 255).all() and not found[:30].any() and not found[110:].any()
+        )
+    with pytest.warns(UserWarning, match="the mask is 30 × 20 and the image 60 × 60, of another"):
+        read_mask(small, (60, 60), resize=True)

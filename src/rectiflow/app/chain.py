@@ -77,7 +77,7 @@ def chain(
     from --from is edited.
     """
     with session(as_json) as terminal:
-        from rectiflow.models.images import load_image
+        from rectiflow.models.picture import load_image
         from rectiflow.report import save_png
 
         reused = image is not None and image.suffix == ".safetensors"

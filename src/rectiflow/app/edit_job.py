@@ -118,7 +118,7 @@ def read(job: Job) -> Image.Image | None:
     Raises:
         InputError: one of them cannot be read, or they do not fit.
     """
-    from rectiflow.models.images import load_image
+    from rectiflow.models.picture import load_image
 
     if job.image is None or job.reused:
         return None

@@ -55,7 +55,7 @@ def invert(
     """
     with session(as_json) as terminal:
         from rectiflow.invert.presets import INVERSION_PRESET
-        from rectiflow.models.images import load_image
+        from rectiflow.models.picture import load_image
 
         chosen, named = options.preset_of(preset, settings, steps=steps, default=INVERSION_PRESET)
         picture = load_image(image)

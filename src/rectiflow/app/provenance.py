@@ -60,7 +60,7 @@ def replay(
     The exit code is 0 if the pixels are identical, and 1 if they are not.
     """
     with session(as_json) as terminal:
-        from rectiflow.models.images import load_image
+        from rectiflow.models.picture import load_image
         from rectiflow.report import read_png, save_png
 
         made = read_png(picture)
@@ -185,7 +185,7 @@ def _inversion(model: FlowModel, source: Any, made: dict[str, Any], preset: Any)
 def _source(model: FlowModel, made: dict[str, Any], picture: Path) -> Any:
     """The source of an edit, known to be the same: an image, an inversion, or None for a seed."""
     from rectiflow.invert import Inversion
-    from rectiflow.models.images import load_image
+    from rectiflow.models.picture import load_image
 
     if made["source"] is None:
         return None

@@ -28,7 +28,7 @@ from rectiflow.evaluate.coco import Run
 from rectiflow.evaluate.emoji_models import mean_interval
 from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.files import write_csv
-from rectiflow.models.images import load_image
+from rectiflow.models.picture import load_image
 from rectiflow.models.weights import weight_hash
 from rectiflow.progress import progress
 from rectiflow.report import read_png

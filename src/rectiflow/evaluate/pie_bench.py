@@ -27,8 +27,9 @@ from rectiflow.evaluate.pie_bench_metrics import VARIANTS, Networks, Scores, sco
 from rectiflow.files import write_csv, write_whole
 from rectiflow.invert import Preset
 from rectiflow.models.base import FlowModel
-from rectiflow.models.images import load_image, to_tensor
+from rectiflow.models.images import to_tensor
 from rectiflow.models.load import load
+from rectiflow.models.picture import load_image
 from rectiflow.progress import progress
 from rectiflow.report import read_png, save_png
 from rectiflow.steer import edit

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import WorkError
@@ -22,14 +20,15 @@ from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.guidance import GuidedVelocity
-from rectiflow.models.images import Restore, fit, load_image
+from rectiflow.models.images import Restore, fit
+from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.taps import tapped
 
 
 @torch.no_grad()
 def invert(
     model: FlowModel,
-    image: str | Path | Image.Image,
+    image: Picture,
     source_prompt: str | None = None,
     *,
     preset: str | Preset = INVERSION_PRESET,
@@ -39,7 +38,7 @@ def invert(
 
     Args:
         model: from `rectiflow.load`.
-        image: a file, or a picture of any size.
+        image: a picture of any size: a file, a Pillow image, an array or a tensor.
         source_prompt: what the image shows; the empty prompt when None.
         preset: a name of `PRESETS` or a `Preset`.
         **settings: fields of the preset to replace, such as ``num_inference_steps=15``.

@@ -10,10 +10,11 @@ from rectiflow.models.base import AttentionSite, FlowModel
 from rectiflow.models.flux import FluxModel
 from rectiflow.models.generate import generate, generate_latents, initial_noise
 from rectiflow.models.guidance import GuidedVelocity, guided
-from rectiflow.models.images import Restore, SizePolicy, fit, load_image, to_pil, to_tensor
+from rectiflow.models.images import Restore, SizePolicy, fit, to_pil, to_tensor
 from rectiflow.models.latent_walk import interpolate, slerp
 from rectiflow.models.load import FAMILIES, embedded_models, load
 from rectiflow.models.metadata import Metadata, read_metadata, write_metadata
+from rectiflow.models.picture import load_image
 from rectiflow.models.prompts import Conditioning, TokenSegment
 from rectiflow.models.qwen_image import QwenImageModel
 from rectiflow.models.refine import refine, refine_latents

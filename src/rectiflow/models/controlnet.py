@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from rectiflow.errors import InputError
 from rectiflow.models.hub import first_sentence, hub_answers, refusal
-from rectiflow.models.images import load_image, to_tensor
+from rectiflow.models.images import to_tensor
 from rectiflow.models.libraries import quiet_libraries
+from rectiflow.models.picture import load_image
 from rectiflow.models.unet import UNetModel
 from rectiflow.models.weights import check_finite
 

@@ -1,4 +1,4 @@
-"""Pictures in and out: reading files of any kind, and bringing any size to one a model takes.
+"""Pictures as tensors and back, and any size brought to one that a model takes.
 
 The size policy: a size that the model supports, of between a quarter of and twice its native area,
 is used as it is. Any other picture is resized, keeping its proportions, to about the native area
@@ -9,57 +9,16 @@ size. The result is cropped back and resized to the source's own size.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError
 
 RESAMPLE = Image.Resampling.LANCZOS
-
-
-def load_image(source: str | Path | Image.Image) -> Image.Image:
-    """Read a picture as anyone looking at it would expect: RGB, upright, on white.
-
-    EXIF rotation is applied, transparency is laid on white, CMYK, palettes, grey and 16 bits
-    become 8-bit RGB; of an animation the first frame is taken.
-
-    Args:
-        source: A file, or a picture already open.
-
-    Raises:
-        InputError: There is no such file, it is not a picture, it is damaged, or it is too large.
-    """
-    if isinstance(source, Image.Image):
-        return _as_rgb(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give an image file")
-    try:
-        # Pillow warns from 89 megapixels on and refuses from twice that on; we want only the latter
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _as_rgb(image)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image: give PNG, JPEG, WebP or TIFF") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise InputError(
-            f"{path} is too large: make it smaller than {most} megapixels first"
-        ) from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    # Whatever a damaged file makes the decoders raise.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -155,17 +114,9 @@ class Restore:
         return self._pad(to_tensor(image))
 
     def fit_mask(self, mask: Image.Image) -> Tensor:
-        """Put a mask of the source's size there too: float32 [1, 1, H, W], white is 1.
-
-        Raises:
-            InputError: The mask has another size than the source.
-        """
-        if mask.size != self.source_size:
-            raise InputError(
-                f"the mask is {mask.width} × {mask.height} and the image {self.source_size[0]} × "
-                f"{self.source_size[1]}: they must be of one size"
-            )
-        grey = load_image(mask).convert("L")
+        """Put a grey mask of the source's size there too: float32 [1, 1, H, W], white is 1."""
+        assert mask.mode == "L" and mask.size == self.source_size
+        grey = mask
         if self.content_size != self.source_size:
             grey = grey.resize(self.content_size, Image.Resampling.BOX)
         return self._pad(to_tensor(grey)[:, :1])
@@ -192,17 +143,18 @@ def fit(image: Image.Image, policy: SizePolicy) -> tuple[Tensor, Restore]:
         >>> fitted.shape, restore(fitted)[0].size
         (torch.Size([1, 3, 56, 80]), (300, 200))
     """
-    restore = _place(image.size, policy)
+    restore = placed(image.size, policy)
     return restore.fit(image), restore
 
 
 def fitted_size(image: Image.Image, policy: SizePolicy) -> tuple[int, int]:
     """(height, width) of what `fit` makes of a picture."""
-    width, height = _place(image.size, policy).size
+    width, height = placed(image.size, policy).size
     return height, width
 
 
-def _place(source: tuple[int, int], policy: SizePolicy) -> Restore:
+def placed(source: tuple[int, int], policy: SizePolicy) -> Restore:
+    """Where `fit` puts a picture of a size, ``(width, height)``."""
     width, height = source
     if policy.suits(height, width):
         return Restore(source, source, (0, 0), source)
@@ -211,15 +163,3 @@ def _place(source: tuple[int, int], policy: SizePolicy) -> Restore:
     size = tuple(math.ceil(side / policy.multiple) * policy.multiple for side in content)
     offset = ((size[0] - content[0]) // 2, (size[1] - content[1]) // 2)
     return Restore(source, content, offset, (size[0], size[1]))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 8, not scale them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        raise InputError("floating-point pixels have no agreed range: convert to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -6,7 +6,8 @@ from rectiflow.invert.presets import PRESETS, Preset
 from rectiflow.steer.alignment import Alignment, align, needleman_wunsch
 from rectiflow.steer.chain import ChainResult, Turn, edit_chain
 from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, controlled
-from rectiflow.steer.edit import EditResult, edit
+from rectiflow.steer.edit import edit
+from rectiflow.steer.edit_result import EditResult
 from rectiflow.steer.editing import METHODS, edit_latents
 from rectiflow.steer.subject import ConsistentResult, consistent
 from rectiflow.steer.task import Edited, EditTask

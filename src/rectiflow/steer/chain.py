@@ -11,7 +11,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from rectiflow.invert.inverting import from_latents
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
-from rectiflow.models.images import load_image
+from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.prompts import as_prompts
 from rectiflow.report.pictures import pixels, psnr
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.steer.edit import edit
-from rectiflow.steer.source import source_size
+from rectiflow.steer.masks import read_mask
+from rectiflow.steer.source import source_place
 
 SMALLEST = 192
 """Pictures of a contact sheet are enlarged to at least about this many pixels."""
@@ -132,12 +132,14 @@ class ChainResult:
 
 def edit_chain(
     model: FlowModel,
-    image: str | Path | Image.Image | Inversion | None = None,
+    image: Picture | Inversion | None = None,
     *,
     prompts: Sequence[str],
     negative_prompt: str | None = None,
     preset: str | Preset | None = None,
-    mask: str | Path | Image.Image | None = None,
+    mask: Picture | None = None,
+    mask_invert: bool = False,
+    mask_resize: bool = False,
     seed: int | None = None,
     one_shot: bool = True,
     targets: Sequence[Image.Image | None] = (),
@@ -155,6 +157,8 @@ def edit_chain(
         negative_prompt: as `edit` takes it, of every turn.
         preset: as `edit` takes it.
         mask: as `edit` takes it, of every turn.
+        mask_invert: as `edit` takes it.
+        mask_resize: as `edit` takes it.
         seed: instead of an image: edit what the model generates from this seed and the first
             prompt.
         one_shot: also edit the original straight to every prompt, and measure the drift.
@@ -166,11 +170,15 @@ def edit_chain(
         WorkError: the network returned something that is not a number.
     """
     first, *rest = _checked(prompts)
-    if isinstance(image, str | Path | Image.Image):
-        image = load_image(image)
-    _check_targets(targets, len(rest), source_size(model, image))
-    drawn = None if mask is None else load_image(mask)
-    black = None if drawn is None else np.asarray(drawn.convert("L")) == 0
+    image = image if image is None or isinstance(image, Inversion) else load_image(image)
+    size = source_place(model, image).source_size
+    _check_targets(targets, len(rest), size)
+    drawn = None
+    if mask is not None:
+        drawn = read_mask(mask, size, invert=mask_invert, resize=mask_resize)
+    elif mask_invert or mask_resize:
+        raise InputError("without a mask there is nothing to invert or to resize: give one")
+    black = None if drawn is None else np.asarray(drawn) == 0
     again = functools.partial(edit, model, negative_prompt=negative_prompt, mask=drawn)
     result = again(
         image, source_prompt=first, prompts=rest[0], preset=preset, seed=seed, **settings

@@ -2,194 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
-from rectiflow.invert.diagnosis import Diagnosis, diagnosis_of
+from rectiflow.invert.diagnosis import diagnosis_of
 from rectiflow.invert.features import check_controls
 from rectiflow.invert.preset import METHOD_FIELDS
-from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset, method_name
+from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
-from rectiflow.models.images import load_image
+from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.prompts import as_prompts
-from rectiflow.report import Alignment as WordAlignment
-from rectiflow.report import EditEntry, EditReport, Noise
-from rectiflow.steer.alignment import Alignment, align
+from rectiflow.steer.alignment import align
 from rectiflow.steer.attention_mask import changed_tokens
+from rectiflow.steer.edit_result import EditResult, MaskKind
 from rectiflow.steer.editing import edit_latents
-from rectiflow.steer.masks import (
-    check_mask_size,
-    drawn_mask,
-    latent_mask,
-    pasted,
-    picture_masks,
-)
-from rectiflow.steer.source import check_reuse, inverted, prompt_of, source_size
+from rectiflow.steer.masks import mask_cells, pasted, picture_masks, read_mask
+from rectiflow.steer.source import check_reuse, inverted, prompt_of, source_place
 from rectiflow.steer.task import EditTask, StepCallback
 from rectiflow.steer.warnings import edit_warnings, unknown_image
 from rectiflow.steer.windows import check_windows, word_steps
 
-MaskKind = Literal["none", "given", "velocity", "attention"]
-
-
-@dataclass(frozen=True, eq=False)
-class EditResult:
-    """Edited pictures and how they came about."""
-
-    images: list[Image.Image]
-    """One per target prompt, at the source's size."""
-    prompts: list[str]
-    inversion: Inversion
-    preset: Preset
-    source: Image.Image
-    """The picture that was edited."""
-    latents: Tensor = field(repr=False)
-    """``[T, C, h, w]``, float32."""
-    alignments: list[Alignment] = field(repr=False)
-    mask: NDArray[np.float32] | None = field(repr=False)
-    """The mask that was given or derived, ``[1 or T, 1, h, w]``; None without."""
-    mask_kind: MaskKind
-    """Whether a mask was given, or what it was derived from."""
-    masks: list[Image.Image] = field(repr=False)
-    """The masks in the picture's pixels, grey, one per result; empty without."""
-    paste_back: bool
-    """Whether the source's pixels were pasted back, into `images` alone."""
-    windows: Mapping[str, float]
-    edit_nfe: int
-    """Network samples of the editing alone."""
-    edit_seconds: float
-    reused: bool
-    """Whether `inversion` was given, so that this edit has not paid for it."""
-    diagnosis: Diagnosis | None = field(repr=False)
-    """If it was asked for."""
-    warnings: list[str]
-
-    @property
-    def nfe(self) -> dict[str, int]:
-        """Network samples that this edit has spent: an inversion that was given costs it none.
-
-        ``inversion``, ``editing``, ``reconstruction`` (what the diagnosis took) and ``total``.
-        """
-        spent = {
-            "inversion": 0 if self.reused else self.inversion.nfe,
-            "editing": self.edit_nfe,
-            "reconstruction": self.diagnosis.nfe if self.diagnosis else 0,
-        }
-        return spent | {"total": sum(spent.values())}
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Likewise."""
-        spent = {
-            "inversion": 0.0 if self.reused else self.inversion.seconds,
-            "editing": self.edit_seconds,
-            "reconstruction": self.diagnosis.seconds if self.diagnosis else 0.0,
-        }
-        return spent | {"total": sum(spent.values())}
-
-    def edit_report(
-        self,
-        *,
-        command: str = "",
-        title: str = "Edit",
-        kind: str = "",
-        targets: Sequence[Image.Image | None] = (),
-        environment: Mapping[str, object] | None = None,
-    ) -> EditReport:
-        """This result as the plain data of a report.
-
-        Args:
-            command: what made it.
-            title: heading of the page.
-            kind: what sort of edit it is, when that is known.
-            targets: the true results, where they are known.
-            environment: where and when it was made.
-        """
-        inversion = self.inversion
-        returned: dict[str, Any] = {}
-        if self.diagnosis is not None:
-            inversion, exact = self.diagnosis.inversion, self.diagnosis.reconstruction
-            returned = {
-                "reconstruction": exact.image,
-                "uncompensated": self.diagnosis.uncompensated.image,
-                "codec": inversion.images(inversion.latents)[0],
-                "compensation": exact.compensation.tolist(),
-            }
-        known = list(targets) or [None] * len(self.images)
-        masks: list[Image.Image | None] = [*self.masks] or [None] * len(self.images)
-        entries = [
-            EditEntry(
-                prompt=prompt,
-                image=image,
-                target=target,
-                alignment=WordAlignment(
-                    source=alignment.source_words,
-                    target=alignment.target_words,
-                    kept=alignment.kept,
-                ),
-                nfe=self.edit_nfe // len(self.images),
-                seconds=self.edit_seconds / len(self.images),
-                mask=np.asarray(mask) >= 128 if mask else None,
-            )
-            for prompt, image, target, alignment, mask in zip(
-                self.prompts,
-                self.images,
-                known,
-                self.alignments,
-                masks,
-                strict=True,
-            )
-        ]
-        noise = inversion.noise_statistics
-        return EditReport(
-            title=title,
-            model=inversion.model.name,
-            preset=method_name(self.preset),
-            source=self.source,
-            edits=entries,
-            source_prompt=inversion.source_prompt,
-            settings=dataclasses.asdict(self.preset)
-            | {"mask": self.mask_kind, "paste_back": self.paste_back}
-            | ({"windows": dict(self.windows)} if self.windows else {}),
-            command=command,
-            times=inversion.grid.tolist(),
-            residuals=inversion.residuals,
-            noise=None
-            if noise is None
-            else Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
-            nfe_inversion=self.nfe["inversion"],
-            nfe_editing=self.nfe["editing"],
-            nfe_reconstruction=self.nfe["reconstruction"],
-            seconds_inversion=self.seconds["inversion"],
-            seconds=self.seconds["total"],
-            warnings=self.warnings,
-            environment=environment or {},
-            kind=kind,
-            **returned,
-        )
-
 
 def edit(
     model: FlowModel,
-    image: str | Path | Image.Image | Inversion | None = None,
+    image: Picture | Inversion | None = None,
     *,
     prompts: str | Sequence[str],
     source_prompt: str | None = None,
     negative_prompt: str | None = None,
     preset: str | Preset | None = None,
-    mask: str | Path | Image.Image | None = None,
+    mask: Picture | None = None,
+    mask_invert: bool = False,
+    mask_resize: bool = False,
     mask_grow: int = 0,
     mask_blur: float = 0.0,
     paste_back: bool = False,
@@ -203,15 +53,18 @@ def edit(
 
     Args:
         model: from `rectiflow.load`.
-        image: a file, a picture of any size, or an `Inversion` made before, which is reused with
-            the settings it was made with.
+        image: a picture of any size: a file, a Pillow image, an array or a tensor (`Picture`).
+            Or an `Inversion` made before, which is reused with the settings it was made with.
         prompts: what the image should show instead; each gives one result.
         source_prompt: what it shows now; the empty prompt when None.
         negative_prompt: what guidance pushes away from; has no effect without guidance.
         preset: a name of `PRESETS` or a `Preset`; when None, that of the `Inversion` that is
             given, else `DEFAULT_PRESET`.
-        mask: white where the edit may change the picture, grey where it may somewhat; of the
-            picture's size. Without one, ``mask_threshold`` derives one.
+        mask: white where the edit may change the picture; a grey g lets through the share g of
+            the change. A picture as `image` may be, of its size; where it has transparent parts,
+            its opacity is the mask. Without one, ``mask_threshold`` derives one.
+        mask_invert: the mask is black where the edit may change the picture.
+        mask_resize: stretch a mask of another size.
         mask_grow: pixels by which the white of `mask` spreads.
         mask_blur: standard deviation in pixels of a Gaussian that softens its edges afterwards.
         paste_back: give the results the source's own pixels, to the bit, where the mask is black,
@@ -241,15 +94,17 @@ def edit(
     targets = as_prompts(prompts)
     # Whatever is wrong is found before the work.
     check_controls(model, chosen, windows=bool(windows))
-    if isinstance(image, str | Path | Image.Image):
-        image = load_image(image)
-    drawn = None
+    image = image if image is None or isinstance(image, Inversion) else load_image(image)
+    drawn = cells = None
+    place = source_place(model, image)
+    around: dict[str, Any] = {"invert": mask_invert, "resize": mask_resize}
+    around |= {"grow": mask_grow, "blur": mask_blur}
     if mask is not None:
-        drawn = load_image(mask)
-        check_mask_size(drawn, source_size(model, image))
-        drawn = drawn_mask(drawn, mask_grow, mask_blur)
-    elif mask_grow or mask_blur:
-        raise InputError("mask_grow and mask_blur change a mask that is given: give one")
+        drawn = read_mask(mask, place.source_size, **around)
+        cells = mask_cells(drawn, place, model.latent_shape(*place.size[::-1])).to(model.device)
+    elif any(around.values()):
+        named = ", ".join(f"mask_{name}" for name, value in around.items() if value)
+        raise InputError(f"without a mask there is nothing for {named} to change: give one")
     if paste_back:
         _check_paste_back(image, drawn is not None, chosen)
     alignments = [align(model, prompt_of(image, source_prompt), target) for target in targets]
@@ -265,10 +120,6 @@ def edit(
         changed_tokens(model, inversion.source_prompt, target, token_map)
         for target, token_map in zip(targets, token_maps, strict=True)
     ]
-    cells = None
-    if drawn is not None:
-        fitted = inversion.restore.fit_mask(drawn)
-        cells = latent_mask(fitted, inversion.latents.shape).to(model.device)
     task = EditTask(
         path=inversion.source_path,
         grid=inversion.grid,
@@ -286,7 +137,9 @@ def edit(
     if not torch.isfinite(edited.latents).all():
         raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
     source = inversion.picture or inversion.images(inversion.latents)[0]
-    images = inversion.images(edited.latents)
+    # Pasting blends what is grey, in pixels.
+    blended = edited.whole if paste_back and edited.whole is not None else edited.latents
+    images = inversion.images(blended)
     masks: list[Image.Image] = []
     kind: MaskKind = "none"
     if drawn is not None:

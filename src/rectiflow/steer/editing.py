@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from rectiflow.invert.features import check_controls
@@ -9,6 +11,7 @@ from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.steer.dna_edit import dna_edit
 from rectiflow.steer.flow_edit import flow_edit
+from rectiflow.steer.masks import blended
 from rectiflow.steer.rf_inversion import rf_inversion
 from rectiflow.steer.task import Edited, EditTask, Method, StepCallback
 from rectiflow.steer.two_branch import two_branch
@@ -30,10 +33,15 @@ def edit_latents(
     preset: Preset,
     callback_on_step_end: StepCallback | None = None,
 ) -> Edited:
-    """Edit a task by the method that a preset names.
+    """Edit a task by the method that a preset names, and blend what is grey in its mask.
 
     Raises:
         InputError: the preset acts on joint attentions, and the network has none.
     """
     check_controls(model, preset, windows=task.token_steps is not None)
-    return METHODS[preset.method](model, task, preset, callback_on_step_end)
+    edited = METHODS[preset.method](model, task, preset, callback_on_step_end)
+    if edited.mask is None:
+        return edited
+    source = task.trajectory[-1][list(task.owners)]
+    latents = blended(edited.latents, source, edited.mask)
+    return dataclasses.replace(edited, latents=latents, whole=edited.latents)

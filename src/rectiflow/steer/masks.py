@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.flow.grid import active_steps
 from rectiflow.models.images import Restore, to_tensor
+from rectiflow.models.picture import Picture, load_mask
 
 MASK_STEPS = 0.3
 """Share of the steps over which a derived mask is gathered before it is used."""
 WHITE = 0.99
 """From here on a pixel of a mask counts as white; JPEG files rarely say 1."""
+LEAST = 0.02
+"""A mask that lets through less than this share of the edit, wherever it is, changes nothing."""
+UNLIKE = 0.02
+"""From this relative difference on, two sizes are of another shape."""
 
 
 class Gathered:
@@ -70,41 +77,79 @@ class DerivedMask(Gathered):
         return self.cut(torch.stack(self._maps).mean(0))
 
 
-def drawn_mask(mask: Image.Image, grow: int = 0, blur: float = 0.0) -> Image.Image:
-    """A drawing as a grey mask: its brightness, grown and then blurred.
+def read_mask(
+    mask: Picture,
+    size: tuple[int, int],
+    *,
+    grow: int = 0,
+    blur: float = 0.0,
+    invert: bool = False,
+    resize: bool = False,
+) -> Image.Image:
+    """A mask as it was given, in grey: turned round, grown and then blurred.
 
     Args:
-        mask: white where the edit may act.
+        mask: white where the edit may act, or opaque where it has transparent parts (`load_mask`).
+        size: of the picture, ``(width, height)``.
         grow: pixels by which white spreads, in a disc.
         blur: standard deviation of a Gaussian in pixels, cut at three of them: from there on
             black is still exactly 0.
+        invert: black where the edit may act.
+        resize: stretch a mask of another size.
 
     Raises:
-        InputError: `grow` or `blur` is negative or not finite.
+        InputError: it cannot be read, has another size or nothing white in it, or `grow` or `blur`
+            is negative or not finite.
     """
     for name, value in (("mask_grow", grow), ("mask_blur", blur)):
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name} is {value}; pixels, at least 0")
     if int(grow) != grow:
         raise InputError(f"mask_grow is {grow}; whole pixels")
-    grey = mask.convert("L")
+    called = f"the mask {mask}" if isinstance(mask, str | Path) else "the mask"
+    grey = load_mask(mask)
+    if grey.size != size:
+        both = f"{called} is {grey.width} × {grey.height} and the image {size[0]} × {size[1]}"
+        if not resize:
+            raise InputError(f"{both}: make it of that size, or stretch it (--mask-resize)")
+        if abs(math.log(grey.width * size[1] / (grey.height * size[0]))) > UNLIKE:
+            warnings.warn(f"{both}, of another shape: it is stretched", stacklevel=2)
+        grey = grey.resize(size, Image.Resampling.BILINEAR)
+    if invert:
+        grey = ImageOps.invert(grey)
+    brightest = int(grey.getextrema()[1])  # type: ignore[arg-type]
+    if not brightest:
+        shade = "white" if invert else "black"
+        raise InputError(
+            f"{called} is {shade} all over, so that nothing may change: paint where the edit may "
+            "act, or turn the mask round (--mask-invert)"
+        )
+    if brightest < 128:
+        warnings.warn(
+            f"{called} is {brightest} of 255 where it is brightest: no more than "
+            f"{brightest / 255:.0%} of the edit comes through",
+            stacklevel=2,
+        )
     if not (grow or blur):
         return grey
     cells = to_tensor(grey)[:, :1]
-    return _grey(_blurred(_grown(cells, int(grow)), blur))
+    return _as_grey(_blurred(_grown(cells, int(grow)), blur))
 
 
-def check_mask_size(mask: Image.Image, size: tuple[int, int]) -> None:
-    """Refuse a mask of another size than the picture's, ``(width, height)``.
+def mask_cells(mask: Image.Image, restore: Restore, shape: Sequence[int]) -> Tensor:
+    """A grey mask of the picture's size on latents ``[..., h, w]``: ``[1, 1, h, w]``.
 
     Raises:
-        InputError: names both sizes.
+        InputError: next to nothing of it is left there.
     """
-    if mask.size != size:
+    cells = latent_mask(restore.fit_mask(mask), shape)
+    if cells.max() < LEAST:
         raise InputError(
-            f"the mask is {mask.width} × {mask.height} and the image {size[0]} × {size[1]}: "
-            "they must be of one size"
+            f"the mask lets {cells.max().item():.1%} of the edit through at the "
+            f"{restore.size[0]} × {restore.size[1]} the model sees: make its white brighter or "
+            "larger (--mask-grow)"
         )
+    return cells
 
 
 def latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
@@ -118,6 +163,23 @@ def latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.maximum(hard, F.adaptive_avg_pool2d(mask, size))
 
 
+def open_cells(mask: Tensor) -> Tensor:
+    """1 where a mask is above 0: where an edit goes its own way, step by step.
+
+    How far it gets there is not for the steps: going back by a share in each of them would leave
+    next to nothing after many. See `blended`.
+    """
+    return (mask > 0).to(mask.dtype)
+
+
+def blended(edited: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    """``source + mask (edited − source)``, exactly either of them where the mask is 0 or 1.
+
+    So a grey g lets through g of the change, whatever the method and the number of steps.
+    """
+    return torch.lerp(source, edited, mask)
+
+
 def picture_masks(mask: Tensor, restore: Restore) -> list[Image.Image]:
     """Masks of latents ``[T, 1, h, w]`` in the picture's own pixels, interpolated between cells."""
     width, height = restore.size
@@ -126,7 +188,7 @@ def picture_masks(mask: Tensor, restore: Restore) -> list[Image.Image]:
     content = pixels[..., top : top + height, left : left + width]
     # Not the restoring of pictures: its filter overshoots, and black has to stay black.
     return [
-        _grey(one).resize(restore.source_size, Image.Resampling.BILINEAR)
+        _as_grey(one).resize(restore.source_size, Image.Resampling.BILINEAR)
         for one in content[:, None]
     ]
 
@@ -172,6 +234,6 @@ def _blurred(cells: Tensor, sigma: float) -> Tensor:
     return F.conv2d(cells, weights[None, None, :, None])
 
 
-def _grey(cells: Tensor) -> Image.Image:
+def _as_grey(cells: Tensor) -> Image.Image:
     """``[1, 1, H, W]`` in [0, 1] as a grey picture."""
     return Image.fromarray((cells[0, 0] * 255).round().clamp(0, 255).to(torch.uint8).numpy())

@@ -10,6 +10,7 @@ from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.prompts import Conditioning
+from rectiflow.steer.masks import open_cells
 from rectiflow.steer.task import EditTask, StepCallback
 
 
@@ -25,7 +26,7 @@ def prompted(
 def end_step(
     task: EditTask, step: int, target: Tensor, stays: Tensor, callback: StepCallback | None
 ) -> Tensor:
-    """Outside the task's mask take what stays, and call back.
+    """Where the task's mask is 0 take what stays, and call back.
 
     Args:
         task: its mask.
@@ -35,7 +36,7 @@ def end_step(
         callback: called with the result.
     """
     if task.mask is not None:
-        target = torch.lerp(stays, target, task.mask)
+        target = torch.lerp(stays, target, open_cells(task.mask))
     if callback is not None:
         callback(step, task.grid[step + 1], target)
     return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -14,11 +13,12 @@ from rectiflow.invert.presets import INVERSION_SETTINGS, Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
 from rectiflow.models.identity import difference
+from rectiflow.models.images import Restore, placed
 
 
 def inverted(
     model: FlowModel,
-    image: str | Path | Image.Image | Inversion | None,
+    image: Image.Image | Inversion | None,
     source_prompt: str | None,
     seed: int | None,
     preset: Preset,
@@ -28,7 +28,7 @@ def inverted(
 
     Args:
         model: the network.
-        image: as `edit` takes it.
+        image: as `edit` takes it, a file already opened.
         source_prompt: what it shows.
         seed: instead of an image.
         preset: the settings.
@@ -77,18 +77,19 @@ def check_reuse(
             )
 
 
-def source_size(
-    model: FlowModel, image: str | Path | Image.Image | Inversion | None
-) -> tuple[int, int]:
-    """(width, height) of the picture that is to be edited, before any work on it.
+def source_place(model: FlowModel, image: Image.Image | Inversion | None) -> Restore:
+    """Where the picture that is to be edited is put for the model, before any work on it.
 
     Args:
         model: the network.
         image: as `edit` takes it, a file already opened; None for a seed.
     """
     if isinstance(image, Inversion):
-        return image.restore.source_size
-    return image.size if isinstance(image, Image.Image) else (model.default_size,) * 2
+        return image.restore
+    if image is not None:
+        return placed(image.size, model.size_policy)
+    size = (model.default_size, model.default_size)
+    return Restore(size, size, (0, 0), size)
 
 
 def prompt_of(image: Image.Image | Inversion | None, source_prompt: str | None) -> str:

@@ -19,7 +19,8 @@ from rectiflow.invert.inverting import from_seed
 from rectiflow.invert.presets import Preset, get_preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import as_prompts
-from rectiflow.steer.edit import EditResult, edit
+from rectiflow.steer.edit import edit
+from rectiflow.steer.edit_result import EditResult
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ class EditTask:
     negative: Conditioning | None = None
     """One row, what guidance pushes away from; not used at guidance 1."""
     mask: Tensor | None = None
-    """``[T or 1, 1, h, w]`` in [0, 1]: 0 where the source has to stay."""
+    """``[T or 1, 1, h, w]`` in [0, 1]: the share of the edit's change that the result has."""
     token_steps: Tensor | None = None
     """int64 ``[T, L]``: until which step each unchanged token is held; None for the preset's."""
     changed: Tensor | None = None
@@ -66,7 +66,10 @@ class Edited:
     """Network samples spent."""
     mask: Tensor | None = None
     """The mask that was given or derived, ``[T or 1, 1, h, w]``."""
+    whole: Tensor | None = None
+    """The latents before what is grey in the mask was blended with the source; `edit_latents` does
+    that, and sets this."""
 
 
 Method = Callable[[FlowModel, EditTask, Preset, StepCallback | None], Edited]
-"""Edits a task by a preset. A mask in the task is honoured; the callback is called."""
+"""Edits a task by a preset. Where a mask is 0 the source stays; the callback is called."""

@@ -21,7 +21,7 @@ from rectiflow.models.base import FlowModel
 from rectiflow.steer.attention_mask import AttentionMask
 from rectiflow.steer.controls import AdaLNReplacement, AttentionInjection, Control, controlled
 from rectiflow.steer.field import EditField
-from rectiflow.steer.masks import DerivedMask
+from rectiflow.steer.masks import DerivedMask, open_cells
 from rectiflow.steer.task import Edited, EditTask, StepCallback
 
 
@@ -160,7 +160,7 @@ def two_branch(
             if gatherer is not None and gatherer.ready(step):
                 mask = gatherer.mask()
             if mask is not None:
-                target = torch.lerp(task.trajectory[step + 1][owners], target, mask)
+                target = torch.lerp(task.trajectory[step + 1][owners], target, open_cells(mask))
             if callback_on_step_end is not None:
                 callback_on_step_end(step, t_next, target)
     return Edited(target, field.nfe, mask)

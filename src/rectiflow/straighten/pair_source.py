@@ -18,7 +18,8 @@ from rectiflow.flow.solver import integrate
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.guidance import GuidedVelocity
-from rectiflow.models.images import RESAMPLE, load_image, to_tensor
+from rectiflow.models.images import RESAMPLE, to_tensor
+from rectiflow.models.picture import load_image
 from rectiflow.straighten.manifest import Manifest
 
 
