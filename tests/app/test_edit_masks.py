@@ -49,6 +49,37 @@ def test_pasted_back_and_replayed(
     assert run("replay", "out/edit-1.png", "--json").data["identical"] is True
 
 
+def test_a_transparent_mask_of_another_size_turned_round(
+    run: Run, model: Path, photo: Path, mask: Path, cwd: Path
+) -> None:
+    """Opaque where the image is to stay; the same as the mask of the image's size, painted white."""
+    width, height = Image.open(photo).size
+    drawn = np.zeros((2 * height, 2 * width, 4), np.uint8)
+    drawn[:, 24:] = (255, 0, 0, 255)
+    Image.fromarray(drawn).save(cwd / "red.png")
+    options = [*EDIT, "--paste-back", "-m", model]
+    run("edit", photo, *options, "--mask", "red.png").refuses(
+        "--mask-resize", "the mask red.png is"
+    )
+    done = run(
+        "edit", photo, *options, "--mask", "red.png", "--mask-resize", "--mask-invert", "--json"
+    )
+    assert done.code == 0, done
+    assert done.data["settings"]["mask_invert"] is True and not done.data["warnings"]
+    assert run("replay", "out/edit-1.png", "--json").data["identical"] is True
+    found = np.asarray(Image.open("out/edit-1.png"))
+    run("edit", photo, *options, "--mask", mask)
+    expected = np.asarray(Image.open("out/edit-1.png"))
+    far = np.r_[:10, 14:width]  # its edge is softened by resizing
+    assert np.array_equal(found[:, 14:], expected[:, 14:]) and found.shape == expected.shape
+    assert np.abs(found[:, far].astype(int) - expected[:, far]).mean() < 8
+    Image.new("L", (width, height)).save("black.png")
+    for command in ("edit", "chain"):
+        run(command, photo, *EDIT, "--mask", "black.png", "-m", model).refuses(
+            "black.png is black all"
+        )
+
+
 def test_derived_masks_are_named(run: Run, model: Path, photo: Path, cwd: Path) -> None:
     for kind, options in (
         ("none", []),
@@ -83,7 +114,7 @@ def test_a_seeds_guidance_is_replayed(run: Run, model: Path, cwd: Path) -> None:
     ("options", "words"),
     [
         (["--paste-back"], ("paste_back needs a mask",)),
-        (["--mask-blur", "2"], ("mask_grow and mask_blur change a mask that is given",)),
+        (["--mask-blur", "2"], ("without a mask there is nothing for mask_blur to change",)),
         (["--window", "apple"], ("--window 'apple'", "WORD=RATIO")),
         (["--window", "=0.5"], ("WORD=RATIO",)),
         (["--window", "cat=0.5"], ("'cat' is no word that stays", "there are: a, apple")),

@@ -80,7 +80,7 @@ def test_what_cannot_be() -> None:
     ):
         with pytest.raises(InputError, match=message):
             drawn_mask(noise(), **given)
-    with pytest.raises(InputError, match="mask is 31 × 23 and the image 5 × 6.*--mask-resize"):
+    with pytest.raises(InputError, match=r"mask is 31 × 23 and the image 5 × 6.*--mask-resize"):
         read_mask(noise(), (5, 6))
 
 

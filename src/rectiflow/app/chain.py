@@ -50,10 +50,17 @@ def chain(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="An image of the same size, white where the edits may change it.",
+            help="An image of the same size: white, or opaque on transparent, where the edits may "
+            "change it, grey where they may by that share.",
             show_default=False,
         ),
     ] = None,
+    mask_invert: Annotated[
+        bool, typer.Option("--mask-invert", help="The mask is black where the edits may change it.")
+    ] = False,
+    mask_resize: Annotated[
+        bool, typer.Option("--mask-resize", help="Stretch a mask of another size.")
+    ] = False,
     one_shot: Annotated[
         bool,
         typer.Option("--one-shot", help="Also write the original edited straight to each prompt."),
@@ -79,6 +86,7 @@ def chain(
     with session(as_json) as terminal:
         from rectiflow.models.picture import load_image
         from rectiflow.report import save_png
+        from rectiflow.steer.masks import read_mask
 
         reused = image is not None and image.suffix == ".safetensors"
         chosen, named = options.preset_of(
@@ -87,8 +95,8 @@ def chain(
         turns = to or []
         _check(image, seed, source_prompt, turns, mask, output)
         picture = None if image is None or reused else load_image(image)
-        if mask is not None:
-            load_image(mask)
+        if mask is not None and picture is not None:
+            read_mask(mask, picture.size, invert=mask_invert, resize=mask_resize)
         options.output_folder(output)
         loaded = model.load()
         chosen = options.preset_on(loaded, chosen, preset, named)
@@ -116,6 +124,8 @@ def chain(
                 negative_prompt=negative,
                 preset=chosen,
                 mask=mask,
+                mask_invert=mask_invert,
+                mask_resize=mask_resize,
                 seed=seed,
                 **replaced,
             )
@@ -132,6 +142,8 @@ def chain(
             "source": None if image is None else str(image.resolve()),
             "source_hash": source_hash(image, picture),
             "mask": None if mask is None else str(mask.resolve()),
+            "mask_invert": mask_invert,
+            "mask_resize": mask_resize,
             "mask_hash": None if mask is None else record.file_hash(mask),
             "nfe": result.nfe,
         }

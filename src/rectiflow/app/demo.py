@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import typer
 
 from rectiflow.app import editing, options, record, results
 from rectiflow.app.console import Session, command_line, session
-from rectiflow.app.edit_job import NOTHING_AROUND
+from rectiflow.app.edit_job import Around
 
 if TYPE_CHECKING:
     from rectiflow.emoji.edits import EditCase
@@ -132,7 +133,7 @@ def _case(
         diagnose=diagnose,
     )
     made = results.about(model, result, None, (folder / "source.png", source), None)
-    made |= NOTHING_AROUND
+    made |= dataclasses.asdict(Around())
     (image,) = results.write_pictures(folder, result, made)
     save_png(target, folder / "target.png", {"command": "source", "prompt": case.target_prompt})
     report = result.edit_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from rectiflow.invert import Preset
 
 
-NOTHING_AROUND = {"mask_grow": 0, "mask_blur": 0.0, "paste_back": False, "windows": {}}
-"""`Job.around` of an edit that was told nothing else."""
+@dataclass(frozen=True)
+class Around:
+    """What else `rectiflow.edit` is told, by the names it has there; as JSON data in `asdict`."""
+
+    mask_invert: bool = False
+    mask_resize: bool = False
+    mask_grow: int = 0
+    mask_blur: float = 0.0
+    paste_back: bool = False
+    windows: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,21 +44,8 @@ class Job:
     """As it was asked for."""
     named: list[str]
     """The fields of the preset that were set one by one."""
-    mask_grow: int = 0
-    mask_blur: float = 0.0
-    paste_back: bool = False
-    windows: Mapping[str, float] = field(default_factory=dict)
+    around: Around = field(default_factory=Around)
     diagnose: bool = False
-
-    @property
-    def around(self) -> dict[str, Any]:
-        """What else `rectiflow.edit` is told, as JSON data."""
-        return {
-            "mask_grow": self.mask_grow,
-            "mask_blur": self.mask_blur,
-            "paste_back": self.paste_back,
-            "windows": dict(self.windows),
-        }
 
     @property
     def reused(self) -> bool:
@@ -119,15 +114,12 @@ def read(job: Job) -> Image.Image | None:
         InputError: one of them cannot be read, or they do not fit.
     """
     from rectiflow.models.picture import load_image
+    from rectiflow.steer.masks import read_mask
 
     if job.image is None or job.reused:
         return None
     picture = load_image(job.image)
     if job.mask is not None:
-        drawn = load_image(job.mask)
-        if drawn.size != picture.size:
-            raise InputError(
-                f"the mask {job.mask} is {drawn.width} × {drawn.height} and the image "
-                f"{picture.width} × {picture.height}: they must be of one size"
-            )
+        around = job.around
+        read_mask(job.mask, picture.size, invert=around.mask_invert, resize=around.mask_resize)
     return picture

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rectiflow.app import options, record, results
 from rectiflow.app.console import Session, command_line, evaluations, session
-from rectiflow.app.edit_job import Job, check, check_alone, read, windows_of
+from rectiflow.app.edit_job import Around, Job, check, check_alone, read, windows_of
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,10 +60,17 @@ def edit(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="An image of the same size, white where the edit may change it.",
+            help="An image of the same size: white, or opaque on transparent, where the edit may "
+            "change it, grey where it may by that share.",
             show_default=False,
         ),
     ] = None,
+    mask_invert: Annotated[
+        bool, typer.Option("--mask-invert", help="The mask is black where the edit may change it.")
+    ] = False,
+    mask_resize: Annotated[
+        bool, typer.Option("--mask-resize", help="Stretch a mask of another size.")
+    ] = False,
     mask_grow: Annotated[
         int | None,
         typer.Option(help="Pixels by which the mask's white spreads.", show_default=False),
@@ -133,7 +140,8 @@ def edit(
 
         if table is not None:
             given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
-                     "--mask": mask, "--seed": seed, "--mask-grow": mask_grow,
+                     "--mask": mask, "--seed": seed, "--mask-invert": mask_invert,
+                     "--mask-resize": mask_resize, "--mask-grow": mask_grow,
                      "--mask-blur": mask_blur, "--paste-back": paste_back,
                      "--window": window}  # fmt: skip
             check_alone(given)
@@ -146,7 +154,9 @@ def edit(
         chosen, named = choose(preset, image is not None and image.suffix == ".safetensors")
         job = Job(
             image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
-            mask_grow or 0, mask_blur or 0.0, paste_back, windows_of(window or []), diagnose,
+            Around(mask_invert, mask_resize, mask_grow or 0, mask_blur or 0.0, paste_back,
+                   windows_of(window or [])),
+            diagnose,
         )  # fmt: skip
         check(job)
         picture = read(job)
@@ -200,14 +210,14 @@ def perform(
         mask=job.mask,
         seed=None if inversion is not None else seed,
         diagnose=job.diagnose,
-        **job.around,
+        **dataclasses.asdict(job.around),
         **replaced,
     )
     if inversion is not None and picture is not None:
         result = dataclasses.replace(result, source=picture)
     origin = None if job.image is None else (job.image, picture)
     made = results.about(model, result, job.negative, origin, job.mask, job.preset_name)
-    made |= job.around
+    made |= dataclasses.asdict(job.around)
     images = results.write_pictures(job.output, result, made)
     report = result.edit_report(command=command, environment=record.environment(model))
     report = dataclasses.replace(report, warnings=terminal.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from rectiflow.app import options, record
 from rectiflow.app.console import evaluations, one_line, session
+from rectiflow.app.edit_job import Around
 from rectiflow.app.generating_pictures import paint
 from rectiflow.app.generating_refined import repaint
 from rectiflow.app.results import source_hash
@@ -161,7 +163,7 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
         negative_prompt=made["negative_prompt"],
         preset=preset,
         mask=_mask(made),
-        **{name: made[name] for name in ("mask_grow", "mask_blur", "paste_back", "windows")},
+        **{one.name: made[one.name] for one in dataclasses.fields(Around) if one.name in made},
     )
     return result.images[made["number"] - 1]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from rectiflow.app import options, record
+from rectiflow.app.edit_job import Around
 
 if TYPE_CHECKING:
     from rectiflow.invert import Diagnosis, Inversion, Preset
@@ -106,8 +107,8 @@ def as_data(
     """The JSON of an edit; a PSNR of equal pictures is infinite, which JSON writes as null."""
     inversion, diagnosis, count = result.inversion, result.diagnosis, len(result.images)
     known = inversion if diagnosis is None else diagnosis.inversion
-    shown = ("source_prompt", "negative_prompt", "seed", "source", "mask", "mask_grow",
-             "mask_blur", "paste_back", "windows")  # fmt: skip
+    shown = ("source_prompt", "negative_prompt", "seed", "source", "mask",
+             *(one.name for one in dataclasses.fields(Around)))  # fmt: skip
     return {
         "model": inversion.model.name,
         "preset": made["method"],
