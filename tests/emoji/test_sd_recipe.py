@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
+from rectiflow.emoji import latents
 from rectiflow.emoji.sd import SdConfig, SdTask
 from rectiflow.flow.diffusion import variance_preserving
 
@@ -13,9 +16,12 @@ DISTINCT = 100
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> SdConfig:
-    folder = tmp_path_factory.mktemp("latents")
-    return SdConfig(scenes=1000, distinct=DISTINCT, latents=folder)
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdConfig]:
+    """Of a hundred scenes: encoding the thousand of a chunk takes half a minute."""
+    config = SdConfig(distinct=DISTINCT, latents=tmp_path_factory.mktemp("latents"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents, "CHUNK", 100)
+        yield config.model_copy(update={"scenes": 100})
 
 
 @pytest.fixture(scope="module")

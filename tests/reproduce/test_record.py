@@ -26,10 +26,24 @@ SHIPS = "flow-emoji-2rf", "straightness"
 TEACHER = "flow-teacher", "straightness"
 
 
-def recorded(folder: Path) -> tuple[Workshop, Path, Record]:
-    """A full study, its page, and the record of that."""
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Path]:
+    """A full study and its page; tests only read them."""
+    folder = tmp_path_factory.mktemp("recorded")
     place, file = hand_made(folder / "work"), folder / "page.md"
     page.write(place, file)
+    return place, file
+
+
+Recorded = tuple[Workshop, Path, Record]
+
+
+@pytest.fixture
+def recorded(whole_page: tuple[Workshop, Path], tmp_path: Path) -> Recorded:
+    """The study, a copy of its page, and the record of that."""
+    place, written = whole_page
+    file = Path(shutil.copy(written, tmp_path))
+    shutil.copytree(written.with_suffix(""), file.with_suffix(""))
     return place, file, Record.read(page.record_of(file))
 
 
@@ -45,9 +59,9 @@ def copy_row(place: Workshop, other: Workshop, name: str) -> None:
             shutil.copy(kept, target)
 
 
-def test_the_page_from_the_record_alone(tmp_path: Path) -> None:
+def test_the_page_from_the_record_alone(recorded: Recorded, tmp_path: Path) -> None:
     """Every number of it, differences of single pictures among them."""
-    _, file, record = recorded(tmp_path)
+    _, file, record = recorded
     text, before = checked(file), record.json()
     other = elsewhere(tmp_path)
     page.write(other, file, record)
@@ -57,15 +71,15 @@ def test_the_page_from_the_record_alone(tmp_path: Path) -> None:
     assert not other.folder.exists()
 
 
-def test_without_the_record_there_is_nothing(tmp_path: Path) -> None:
-    _, file, _ = recorded(tmp_path)
+def test_without_the_record_there_is_nothing(recorded: Recorded, tmp_path: Path) -> None:
+    _, file, _ = recorded
     page.write(elsewhere(tmp_path), file)
     assert checked(file).count("**not run**") == 8
 
 
-def test_a_row_of_the_folder_counts_before_the_record_s(tmp_path: Path) -> None:
+def test_a_row_of_the_folder_counts_before_the_record_s(recorded: Recorded, tmp_path: Path) -> None:
     """A difference is the record's until single pictures of both rows are there."""
-    place, _, record = recorded(tmp_path)
+    place, _, record = recorded
     other = elsewhere(tmp_path)
     before = Figures.read(place).difference([SHIPS], [TEACHER])
     assert before is not None
@@ -95,9 +109,11 @@ def changed(study: Study, name: str) -> Study:
     return dataclasses.replace(study, items=tuple(items))
 
 
-def test_rows_that_no_longer_follow_from_the_study_are_left(tmp_path: Path) -> None:
+def test_rows_that_no_longer_follow_from_the_study_are_left(
+    recorded: Recorded, tmp_path: Path
+) -> None:
     """And what was compared with them, since of single pictures nothing is kept."""
-    place, file, record = recorded(tmp_path)
+    place, file, record = recorded
     other = elsewhere(tmp_path, changed(place.study, TEACHER[0]))
     still = record.still(other)
     partners = {gap[0] for gap in record.gaps if gap[2] == TEACHER[0]}
@@ -110,9 +126,9 @@ def test_rows_that_no_longer_follow_from_the_study_are_left(tmp_path: Path) -> N
     assert all(f"`{name}`" in missing for name in (TEACHER[0], *partners))
 
 
-def test_each_row_has_its_own_day_and_machine(tmp_path: Path) -> None:
+def test_each_row_has_its_own_day_and_machine(recorded: Recorded, tmp_path: Path) -> None:
     """Those of the rows count, not those of who writes the page."""
-    _, file, record = recorded(tmp_path)
+    _, file, record = recorded
     for number, row in enumerate(record.rows.values()):
         row |= {"date": f"2001-02-0{1 + number % 2}", "machine": "abacus", "torch": "9.9"}
     other = elsewhere(tmp_path)
@@ -126,10 +142,10 @@ def test_each_row_has_its_own_day_and_machine(tmp_path: Path) -> None:
 
 
 def test_a_row_that_ends_while_the_page_is_written_is_not_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process finishes it after the figures were read: the next page has it."""
-    place, file, _ = recorded(tmp_path)
+    place, file, _ = recorded
     late = elsewhere(tmp_path)
     drawn = drawings.draw_all
 
@@ -143,8 +159,10 @@ def test_a_row_that_ends_while_the_page_is_written_is_not_recorded(
     assert late.there(late.study.item(TEACHER[0])) and not record.rows and not record.made
 
 
-def test_the_sheet_stays_as_long_as_it_is_of_the_same_rows(tmp_path: Path) -> None:
-    place, file, record = recorded(tmp_path)
+def test_the_sheet_stays_as_long_as_it_is_of_the_same_rows(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    place, file, record = recorded
     sheet = file.with_suffix("") / page.SHEET_FILE
     before = sheet.read_bytes()
     other = elsewhere(tmp_path)
@@ -197,8 +215,8 @@ def test_what_is_no_record(tmp_path: Path, text: str) -> None:
         Record.read(file)
 
 
-def test_another_study_s_record(tmp_path: Path) -> None:
-    _, _, record = recorded(tmp_path)
+def test_another_study_s_record(recorded: Recorded, tmp_path: Path) -> None:
+    _, _, record = recorded
     small = Workshop(instaflow("small"), tmp_path / "elsewhere", torch.float32)
     with pytest.raises(InputError, match="instaflow full float32 and not of instaflow small"):
         record.still(small)
