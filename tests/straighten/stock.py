@@ -92,16 +92,17 @@ for name, folder in plan["folders"].items():
 """
 
 
-def plainly_drawn(folders: dict[str, str], cwd: Path, **how: Any) -> None:
+def plainly_drawn(folders: dict[str, str], cwd: Path, then: str = "", **how: Any) -> None:
     """See that stock pipelines draw, the same without a dtype as in float32, and in bfloat16.
 
     Args:
         folders: By a name for messages.
         cwd: Where to leave notes.
+        then: Code to run in the same process.
         **how: Of the call.
     """
     (cwd / "plain.json").write_text(json.dumps({"folders": folders, "how": how}))
-    python(PLAIN, cwd)
+    python(PLAIN + then, cwd)
 
 
 def python(code: str, cwd: Path) -> str:
