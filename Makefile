@@ -7,6 +7,7 @@
 
 VENV   ?= .venv
 DEMO   ?= demo
+DIST   ?= dist
 EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
 STRAIGHT = $(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
@@ -34,7 +35,7 @@ help:
 	@echo 'make figures    measure everything again and write it into docs/ and the README'
 	@echo 'make lint       ruff check, ruff format --check; make types runs mypy'
 	@echo 'make format     let ruff rewrite what it can'
-	@echo 'make build      wheel and source archive in dist/'
+	@echo 'make build      wheel and source archive in $(DIST)/, checked'
 	@echo 'make clean      remove .venv, caches and what the commands wrote'
 
 demo: install
@@ -99,11 +100,16 @@ format: install-dev
 	$(VENV)/bin/ruff check --fix-only --exit-zero
 	$(VENV)/bin/ruff format
 
-build: install-dev
-	$(VENV)/bin/hatchling build
+# With tools of its own: they need nothing of what the package needs.
+build:
+	$(MAKE) VENV=.venv-build .venv-build/bin/python
+	.venv-build/bin/python -m pip --disable-pip-version-check install --quiet build twine
+	rm -rf $(DIST)
+	.venv-build/bin/python -m build --outdir $(DIST)
+	.venv-build/bin/twine check --strict $(DIST)/*
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lock $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lock .venv-build $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

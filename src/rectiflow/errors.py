@@ -14,6 +14,16 @@ class WorkError(RuntimeError):
     """The input was fine and the work failed (exit code 1)."""
 
 
+def install(extra: str) -> str:
+    """How one of the package's extras is installed, as a part of a line; there is no release yet.
+
+    Example:
+        >>> install("lora")
+        'pip install ".[lora]" in a clone of rectiflow'
+    """
+    return f'pip install ".[{extra}]" in a clone of rectiflow'
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like a wrong one, as the end of a line; nothing if none is like it.
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
 
+QUIET = ContextVar("quiet", default=False)
+"""Whether nothing is shown, in this context (`--quiet`)."""
 FIRST, LONGEST = 10.0, 60.0
 """Seconds before the first line, and at most between two; the time between them doubles."""
 
@@ -50,4 +53,4 @@ def progress(iterable: Iterable[Any] | None = None, **given: Any) -> tqdm[Any]:
         **given: `desc`, `total`, `unit` and the like; `disable=True` is silent.
     """
     kind = tqdm if sys.stderr.isatty() else _Lines
-    return kind(iterable, **given)
+    return kind(iterable, **{"disable": QUIET.get()} | given)

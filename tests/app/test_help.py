@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import rectiflow
@@ -42,7 +47,35 @@ def test_nothing_is_help_and_there_is_a_version(run: Run) -> None:
     assert all(f"\n  {command} " in run().out for command in COMMANDS)
     listed = run("--help").out.partition("Commands:")[2]
     assert "..." not in listed, "a first sentence is too long for the list"
-    assert run("--version").out == f"{rectiflow.__version__}\n"
+    assert run("--version").out == run("-V").out == f"{rectiflow.__version__}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(shell: str) -> None:
+    told = {"_TYPER_COMPLETE_ARGS": "rectiflow re", "COMP_WORDS": "rectiflow re"}
+    told["COMP_CWORD"] = "1"
+    words = [sys.executable, "-m", "rectiflow"]
+    environment = os.environ | told | {"_RECTIFLOW_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert "reflow" in done.stdout and "distill" not in done.stdout, done
+    shown = subprocess.run(
+        [*words, "--show-completion", shell], capture_output=True, text=True, check=True
+    )
+    assert "_RECTIFLOW_COMPLETE=complete_" in shown.stdout
+
+
+def test_quiet_and_verbose(run: Run, photo: Path, model: Path, tmp_path: Path) -> None:
+    words = ["edit", photo, "--to", "a red apple", "--model", model, "-o", tmp_path]
+    assert "rectiflow: warning: " in run(*words).err
+    for quiet in ([*words, "-q"], ["--quiet", *words]):
+        done = run(*quiet)
+        assert not done.err and done.code == 0 and "report:" in done.out
+    assert run(*words, "-q", "--json").data["warnings"], "they are still in the record"
+    missing = ["edit", tmp_path / "no.png", "--to", "a red apple"]
+    run(*missing, "-q").refuses("there is no file")
+    assert "Traceback" in run(*missing, "-v").err
+    run(*missing).refuses("there is no file")
+    run(*words, "-q", "-v").refuses("--verbose and --quiet")
 
 
 @pytest.mark.parametrize(

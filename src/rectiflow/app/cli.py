@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import sys
@@ -28,12 +29,12 @@ from rectiflow.app import (
     training,
 )
 from rectiflow.app.console import fail, one_line
+from rectiflow.app.loudness import Commands
 from rectiflow.errors import InputError, WorkError
 
-app = typer.Typer(
+app = Commands(
     name="rectiflow",
     help="Invert and edit images with pretrained flow models, and straighten those.",
-    add_completion=False,
     rich_markup_mode=None,  # rich costs a fifth of a second on every --help
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -87,7 +88,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     """Invert and edit images with pretrained flow models, and straighten those."""
     if version:
@@ -102,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: the work failed; 2: the input or the usage is wrong; 75: stopped, and the same
     command goes on later; 130: interrupted. Failures are one line on stderr.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    # In a context of its own: what one call is told of how much to say ends with it.
+    return contextvars.copy_context().run(_main, sys.argv[1:] if argv is None else list(argv))
+
+
+def _main(arguments: list[str]) -> int:
     # What these libraries have to say at import is about themselves, not about the user's work.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

@@ -6,9 +6,11 @@ import json
 import math
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
 
 PACKAGE = str(Path(rectiflow.__file__).parent)
+VERBOSE = ContextVar("verbose", default=False)
+"""Whether libraries' warnings and tracebacks are shown, in this context (`--verbose`)."""
 
 
 def one_line(text: str) -> str:
@@ -36,7 +40,9 @@ def command_line(context: typer.Context) -> str:
 
 
 def fail(text: str, code: int) -> int:
-    """Print an error and return the exit code."""
+    """Print the error that is being handled, if any, and return the exit code."""
+    if VERBOSE.get():
+        traceback.print_exc()
     print(f"rectiflow: error: {one_line(text)}", file=sys.stderr)
     return code
 
@@ -59,16 +65,21 @@ class Session:
         """Print a warning, the same one only once."""
         from tqdm import tqdm
 
+        from rectiflow.progress import QUIET
+
         if any(_bare(text) == _bare(known) for known in self.warnings):
             return
         self.warnings.append(text)
-        tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
+        if not QUIET.get():
+            tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
 
     def note(self, text: str, once: str | None = None) -> None:
         """Say something that is no warning; `once` names what is said only once in a session."""
         from tqdm import tqdm
 
-        if once in self.noted:
+        from rectiflow.progress import QUIET
+
+        if once in self.noted or QUIET.get():
             return
         self.noted |= {once} if once else set()
         tqdm.write(f"rectiflow: {one_line(text)}", file=sys.stderr)
@@ -100,8 +111,12 @@ def session(as_json: bool, resumable: bool = False) -> Iterator[Session]:
     ) -> None:
         if category is UserWarning and filename.startswith(PACKAGE):
             opened.warn(str(message))
+        elif VERBOSE.get():
+            opened.note(warnings.formatwarning(message, category, filename, lineno, line))
 
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if VERBOSE.get():
+            warnings.simplefilter("default")
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         try:

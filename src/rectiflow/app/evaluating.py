@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from rectiflow.app import coco, comparing, emoji_edits, options, pie_bench
 from rectiflow.app.console import session
+from rectiflow.app.loudness import Commands
 from rectiflow.app.suites import Limit, Output, write_json
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
@@ -32,7 +33,7 @@ class Suites(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-commands = typer.Typer(cls=Suites, subcommand_metavar="SUITE [ARGS]...", rich_markup_mode=None)
+commands = Commands(cls=Suites, subcommand_metavar="SUITE [ARGS]...", rich_markup_mode=None)
 """`rectiflow evaluate` itself, and its suites."""
 
 

@@ -15,13 +15,14 @@ import typer
 
 from rectiflow.app import options, pair_prompts
 from rectiflow.app.console import session
+from rectiflow.app.loudness import Commands
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
     from rectiflow.straighten.pair_maker import PairsMade
     from rectiflow.straighten.store_writer import PairProgress
 
-commands = typer.Typer(rich_markup_mode=None)
+commands = Commands(rich_markup_mode=None)
 """`rectiflow pairs` itself, and its subcommands."""
 
 

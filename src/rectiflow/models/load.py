@@ -150,7 +150,10 @@ def _device(device: str | torch.device | None) -> torch.device:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} is not available: use cpu, or none") from error
+        raise InputError(
+            f"device {str(device)!r} is not available: give cpu or an accelerator such as cuda:0, "
+            "or leave it out for the one there is"
+        ) from error
     return wanted
 
 

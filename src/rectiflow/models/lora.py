@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.models.hub import first_sentence, hub_answers, refusal
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -130,7 +130,7 @@ def require_peft(wanted: str) -> None:
     from diffusers.utils.constants import MIN_PEFT_VERSION
 
     if importlib.util.find_spec("peft") is None:
-        raise InputError(f"{wanted} needs peft: pip install 'rectiflow[lora]'")
+        raise InputError(f"{wanted} needs peft: {install('lora')}")
     if is_peft_version("<", MIN_PEFT_VERSION):
         raise _peft_too_old(wanted, "diffusers", MIN_PEFT_VERSION)
 
@@ -140,7 +140,7 @@ def _peft_too_old(wanted: str, library: str, minimum: str) -> InputError:
     return InputError(
         f"{wanted} needs peft {minimum} or newer beside {library} {here[library]}, and here is "
         f"{here['peft']}: pip install 'peft>={minimum}' (if there is none yet, "
-        "pip install 'rectiflow[lora]' takes versions that work together)"
+        f"{install('lora')} takes versions that work together)"
     )
 
 

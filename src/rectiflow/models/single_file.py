@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.models.folder import Folder
 from rectiflow.models.hub import first_sentence
 
@@ -79,7 +79,7 @@ def open_single_file(
     """
     gguf = file.suffix.lower() == ".gguf"
     if gguf and importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{file} needs the package gguf: pip install 'rectiflow[gguf]'")
+        raise InputError(f"{file} needs the package gguf: {install('gguf')}")
     weights = {} if gguf else _header(file)
     has_codec = any(name.startswith(CODEC) for name in weights)
     encoders = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.files import replacing
 from rectiflow.report.pictures import SMALL
 
@@ -109,9 +109,7 @@ def check_video() -> None:
         InputError: imageio-ffmpeg is not installed.
     """
     if find_spec("imageio_ffmpeg") is None:
-        raise InputError(
-            'an .mp4 needs imageio-ffmpeg: pip install "rectiflow[video]", or give a .gif'
-        )
+        raise InputError(f"an .mp4 needs imageio-ffmpeg: {install('video')}, or give a .gif")
 
 
 def check_fps(fps: float) -> None:

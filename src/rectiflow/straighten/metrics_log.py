@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.files import replacing
 from rectiflow.straighten.trackers import check_tracker, open_tracker
 
@@ -29,7 +29,7 @@ def check_reporters(report_to: Sequence[str]) -> None:
         except ImportError:
             raise InputError(
                 "report_to tensorboard needs the package tensorboard: "
-                "pip install 'rectiflow[tensorboard]', or set report_to to [jsonl]"
+                f"{install('tensorboard')}, or set report_to to [jsonl]"
             ) from None
     for name in set(TRACKERS) & set(report_to):
         check_tracker(name)

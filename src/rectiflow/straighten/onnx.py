@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectiflow.errors import InputError, WorkError
+from rectiflow.errors import InputError, WorkError, install
 from rectiflow.flow.diffusion import variance_preserving
 from rectiflow.flow.path import convert
 from rectiflow.models.base import FlowModel
@@ -48,7 +48,7 @@ def check_onnx(model: FlowModel | None = None) -> None:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'rectiflow[onnx]'")
+        raise InputError(f"ONNX needs {', '.join(missing)}: {install('onnx')}")
     if model is not None and not isinstance(model, UNetModel):
         raise InputError(
             f"{model.name} is of the family {model.family}: ONNX is for one-step models of the "

@@ -8,7 +8,7 @@ import warnings
 import torch
 from torch import nn
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.straighten.config import TrainConfig
 
 
@@ -73,7 +73,7 @@ def _plain(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.O
         except ImportError:
             raise InputError(
                 "optimizer adamw8bit needs the package bitsandbytes: "
-                "pip install 'rectiflow[bitsandbytes]', or take optimizer adamw"
+                f"{install('bitsandbytes')}, or take optimizer adamw"
             ) from None
         result: torch.optim.Optimizer = AdamW8bit(
             parameters, lr=rate, betas=config.betas, weight_decay=decay

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 
 COLUMNS = ("prompt", "caption", "text")
 """What a column of prompts is called where nothing else is said; the first that is there."""
@@ -164,8 +164,7 @@ def _from_parquet(path: Path, column: str | None) -> Iterator[Row]:
         from pyarrow import parquet
     except ImportError as error:
         raise InputError(
-            f"{path}: reading .parquet needs the package datasets: pip install "
-            "'rectiflow[datasets]'"
+            f"{path}: reading .parquet needs the package datasets: {install('datasets')}"
         ) from error
     try:
         names = parquet.read_schema(path).names
@@ -210,7 +209,7 @@ def _from_hub(name: str, most: int | None) -> Iterator[Row]:
     except ImportError as error:
         raise InputError(
             f"there is no file {name}, and reading a data set of the hub needs the package "
-            "datasets: pip install 'rectiflow[datasets]'"
+            f"datasets: {install('datasets')}"
         ) from error
     try:
         rows: Iterable[Any] = load_dataset(name, split="train", streaming=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rectiflow.errors import InputError
+from rectiflow.errors import InputError, install
 from rectiflow.files import write_whole
 
 PROJECT = "rectiflow"
@@ -25,7 +25,7 @@ def check_tracker(name: str) -> None:
     """Raise InputError if a tracker lacks its package."""
     if importlib.util.find_spec(name) is None:
         raise InputError(
-            f"report_to {name} needs the package {name}: pip install 'rectiflow[{name}]', or set "
+            f"report_to {name} needs the package {name}: {install(name)}, or set "
             "report_to to [jsonl]"
         )
 
