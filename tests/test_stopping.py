@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from rectiflow import stopping
-from rectiflow.stopping import Stopped, at_once, on_request, with_workers
+from rectiflow.stopping import Stopped, at_once, on_request, time_limit, with_workers
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -88,3 +88,19 @@ def test_workers_end_with_the_one_who_waits_for_them() -> None:
             time.sleep(0.2)
             send(signal.SIGTERM)
     assert time.monotonic() - started < 50
+
+
+def test_a_time_limit_asks_where_signals_are_heeded() -> None:
+    before = signal.getsignal(signal.SIGXCPU)
+    with time_limit(0.2 / 60), on_request() as request:
+        time.sleep(0.5)
+        assert request.asked == "its time limit"
+    with pytest.raises(Stopped, match="its time limit"), time_limit(0.1 / 60):
+        time.sleep(0.3)
+        raise AssertionError
+    with pytest.raises(Stopped), time_limit(0):
+        raise AssertionError
+    with time_limit(None), time_limit(0.2 / 60):
+        pass
+    time.sleep(0.4)
+    assert signal.getsignal(signal.SIGXCPU) == before

@@ -26,6 +26,8 @@ from rectiflow.reproduce.company import work_together
 from rectiflow.reproduce.measuring import pictures
 from rectiflow.reproduce.study import Study
 from rectiflow.reproduce.workshop import Workshop, check_folder
+from rectiflow.stopping import Stopped, time_limit
+from rectiflow.straighten.pair_source import Generated
 from rectiflow.straighten.reading import PairStore
 from tests.reproduce.toy_study import MADE, contents, ended, fork, names, weights, workshop
 
@@ -83,9 +85,11 @@ def test_training_stops_when_its_time_is_over_and_goes_on(
     place = workshop(teacher, tmp_path)
     (one,) = (item for item in place.study.items if item.name == "one-0")
     assert place.ready(one)
-    assert not place.make(one, max_minutes=1e-9)
-    assert not (tmp_path / "students/one-0").exists()
-    assert place.make(one)
+    with pytest.raises(Stopped), time_limit(0.02):
+        place.make(one)
+    assert not place.there(one)
+    place.make(one)
+    assert place.there(one)
     made = weights(tmp_path)
     assert made and made == {file: weights(whole.folder)[file] for file in made}
 
@@ -132,16 +136,43 @@ def test_two_share_the_work(whole: Workshop, teacher: Path, tmp_path: Path) -> N
 def test_training_that_was_told_to_stop_ends_the_work(
     whole: Workshop, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As SIGTERM does it: the trainer keeps what it has and returns, and nothing is begun again."""
+    """As SIGTERM does it: the trainer keeps what it has, and nothing is begun again."""
     for part in ("pairs/pairs-teacher", "made/pairs-teacher"):
         copy = shutil.copytree if (whole.folder / part).is_dir() else shutil.copy
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         copy(whole.folder / part, tmp_path / part)
     place, said = workshop(teacher, tmp_path), list[str]()
-    monkeypatch.setattr("rectiflow.reproduce.training.train", lambda *_: None)
+
+    def stopped(*_: object) -> None:
+        raise Stopped("SIGTERM")
+
+    monkeypatch.setattr("rectiflow.reproduce.training.train", stopped)
     items = [item for item in place.study.items if item.name in ("pairs-teacher", "2rf-0")]
-    assert names(place.work(items, told=said.append)) == ["2rf-0"]
-    assert len(said) == 2 and "2rf-0: stopped" in said[1]
+    with pytest.raises(Stopped):
+        place.work(items, told=said.append)
+    assert len(said) == 2 and "2rf-0: stopped" in said[1] and not place.there(items[1])
+
+
+def test_pairs_are_made_for_as_long_as_there_is_time(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They end with the limit, in the middle of a store, and the next time goes on there."""
+    place = workshop(teacher, tmp_path)
+    store = place.study.items[0]
+    whole_pairs, batches = Generated.pairs, list[int]()
+
+    def slow(self: Generated, indices: range) -> object:
+        batches.append(indices[0])
+        time.sleep(0.5)
+        return whole_pairs(self, indices)
+
+    monkeypatch.setattr("rectiflow.reproduce.training.BATCH", 1)
+    monkeypatch.setattr(Generated, "pairs", slow)
+    started = time.monotonic()
+    assert place.work([store], max_minutes=1.2 / 60) == [store]
+    assert time.monotonic() - started < 10 and 1 <= len(batches) < 4
+    monkeypatch.setattr(Generated, "pairs", whole_pairs)
+    assert place.work([store]) == [] and place.there(store)
 
 
 def test_what_another_has_in_hand_is_passed_by(teacher: Path, tmp_path: Path) -> None:
@@ -212,10 +243,12 @@ def test_pictures_of_another_model_are_not_taken_up(
     (row,) = (item for item in place.study.items if item.name == "one-0-at-1")
     chunk = place.pictures(row.name) / "00000.npz"
     kept = chunk.stat().st_mtime_ns
-    assert place.make(row) and chunk.stat().st_mtime_ns == kept
+    place.make(row)
+    assert chunk.stat().st_mtime_ns == kept
     mark = place.pictures(row.name) / "fingerprint.txt"
     mark.write_text("another model's", encoding="utf-8")
-    assert place.make(row) and chunk.stat().st_mtime_ns > kept
+    place.make(row)
+    assert chunk.stat().st_mtime_ns > kept
     assert mark.read_text(encoding="utf-8") == place.fingerprints[row.name]
 
 

@@ -56,7 +56,7 @@ def demo(
 ) -> None:
     """Edit bundled pictures in eight ways, beside the right answers.
 
-    It takes less than a minute on two cores and ends with a report to look at.
+    It takes about two minutes of processor time and ends with a report to look at.
     """
     with session(as_json) as terminal:
         from rectiflow.emoji.edits import sample_edit

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectiflow.app import options, pair_prompts
+from rectiflow.app import options, pair_prompts, run_options
 from rectiflow.app.console import session
 from rectiflow.app.loudness import Commands
 from rectiflow.errors import InputError
+from rectiflow.stopping import time_limit
 
 if TYPE_CHECKING:
     from rectiflow.straighten.pair_maker import PairsMade
@@ -111,6 +112,7 @@ def pairs(
     keep_seconds: Annotated[
         float, typer.Option(min=0, help="Keep the pairs of an unfinished file this often.")
     ] = 30.0,
+    max_minutes: run_options.MaxMinutes = None,
     other_versions: Annotated[
         bool,
         typer.Option(
@@ -123,8 +125,8 @@ def pairs(
 ) -> None:
     """Make pairs of noise and images for reflow and distillation.
 
-    The same command again goes on where it stopped, whatever stopped it; after SIGTERM, SIGUSR1 or
-    Ctrl-C the exit code is 75. Several may write one store: give each its --worker, or start them
+    The same command again goes on where it stopped, whatever stopped it; after SIGTERM, SIGUSR1,
+    Ctrl-C or --max-minutes the exit code is 75. Several may write one store: give each its --worker, or start them
     with torchrun.
     """
     if context.invoked_subcommand is not None:
@@ -145,7 +147,11 @@ def pairs(
         loaded = dataclasses.replace(model, device=_device(model.device)).load()
         from rectiflow.models.memory import out_of_memory_explained
 
-        with progress_bar(number, count) as show, out_of_memory_explained(loaded):
+        with (
+            time_limit(max_minutes),
+            progress_bar(number, count) as show,
+            out_of_memory_explained(loaded),
+        ):
             done = make_pairs(
                 loaded,
                 captions,

@@ -71,7 +71,8 @@ def reproduce(
         float | None,
         typer.Option(
             min=0,
-            help="Stop after this long; run again, it goes on (exit code 75).",
+            help="Stop after this long, whatever is being made; run again, it goes on "
+            "(exit code 75).",
             show_default=False,
         ),
     ] = None,

@@ -11,6 +11,7 @@ import typer
 from rectiflow.app import options, run_options
 from rectiflow.app.console import session
 from rectiflow.errors import InputError
+from rectiflow.stopping import time_limit
 
 if TYPE_CHECKING:
     from rectiflow.straighten.config import TrainConfig
@@ -57,10 +58,12 @@ def train(
         options.output_folder(run)
         if export is not None:
             run_options.check_export(export)
-        trainer = _trainer(chosen, run)
-        resumed = trainer.resume(resume)
+        with time_limit(max_minutes or None):  # 0 is for one step
+            trainer = _trainer(chosen, run)
+            resumed = trainer.resume(resume)
         begun = trainer.step
-        trainer.train(max_minutes)
+        spent = (time.perf_counter() - started) / 60
+        trainer.train(None if max_minutes is None else max(0.0, max_minutes - spent))
         finished = trainer.step >= chosen.steps
         if not trainer.main:  # of several processes one writes and speaks
             run_options.leave_together(finished)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,27 +48,21 @@ def make_store(workshop: Workshop, store: Store) -> None:
     )
 
 
-def train(workshop: Workshop, student: Student, max_minutes: float | None = None) -> None:
+def train(workshop: Workshop, student: Student) -> None:
     """Train a student, or go on with it; phases that are over are passed by.
 
     Raises:
-        Stopped: A signal asked to stop; there is a checkpoint.
+        Stopped: A signal or a time limit asked to stop; there is a checkpoint.
     """
-    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     model = workshop.model(student.begins)
     for number, phase in enumerate(student.phases, 1):
         folder = workshop.phase(student, number)
         kind = phase["kind"]
         given = _given(workshop, student, phase) | {"model": model}
         plans = plan_phases(kind, given, folder)
-        left = None if deadline is None else (deadline - time.monotonic()) / 60
-        if left is not None and left <= 0:
-            return  # the phases before took all of it
-        outcome = run_phases(plans, max_minutes=left)[-1]
+        outcome = run_phases(plans)[-1]
         if outcome.stopped:
             raise Stopped("a signal")
-        if not outcome.finished:
-            return
         model = str(plans[-1].model)
 
 

@@ -21,6 +21,7 @@ from rectiflow.errors import InputError
 from rectiflow.files import write_whole
 from rectiflow.models.load import WEIGHTS
 from rectiflow.reproduce.study import CLIP, Flow, Item, Pictures, Store, Student, Study
+from rectiflow.stopping import Stopped, time_limit
 
 WAIT = 2.0
 """Seconds until a process looks again whether another has finished what it needs."""
@@ -92,24 +93,17 @@ class Workshop:
     def _mark(self, item: Item) -> Path:
         return self.folder / "made" / item.name
 
-    def _finished(self, item: Item) -> bool:
-        match item:
-            case Store():
-                from rectiflow.straighten.manifest import COMPLETE
-
-                return (self.path(item) / COMPLETE).is_file()
-            case Student():
-                return (Path(self.model(item.name)) / "model_index.json").is_file()
-            case _:
-                return self.path(item).is_file()
-
     def ready(self, item: Item) -> bool:
         """Whether all that an item needs is there."""
         needed = [self.study.item(name) for name in item.needs]
         return all(other is None or self.there(other) for other in needed)
 
-    def make(self, item: Item, max_minutes: float | None = None) -> bool:
-        """Make an item, or go on with it; whether it is finished now."""
+    def make(self, item: Item) -> None:
+        """Make an item, or go on with it.
+
+        Raises:
+            Stopped: It was told to stop, or its time is over.
+        """
         from rectiflow.reproduce import measuring, training
 
         mark = self._mark(item)
@@ -119,16 +113,13 @@ class Workshop:
             case Store():
                 training.make_store(self, item)
             case Student():
-                training.train(self, item, max_minutes)
+                training.train(self, item)
             case Pictures():
                 measuring.measure_pictures(self, item)
             case Flow():
                 measuring.measure_flow(self, item)
-        if not self._finished(item):
-            return False
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_whole(mark, self.fingerprints[item.name])
-        return True
 
     def _forget(self, item: Item) -> None:
         """Make room for an item that has changed.
@@ -167,28 +158,25 @@ class Workshop:
 
         Args:
             items: In the order of preference; all that they need is among them.
-            max_minutes: Begin nothing after this time, and stop training then.
+            max_minutes: Stop after this long; what is half made is gone on with the next time.
             told: Is given a line for each item.
 
         Returns:
             Those that are not there at the end.
         """
-        deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        while waiting := [item for item in items if not self.there(item)]:
-            left = None if deadline is None else (deadline - time.monotonic()) / 60
-            if left is not None and left <= 0:
-                break
-            made = self._make_one(waiting, left, told)
-            if made is False:
-                break  # it was told to stop, or its time is over
-            if made is None:
-                time.sleep(WAIT)  # all that is ready is in other hands
+        started = time.monotonic()
+        try:
+            with time_limit(max_minutes):
+                while waiting := [item for item in items if not self.there(item)]:
+                    if self._make_one(waiting, told) is None:
+                        time.sleep(WAIT)  # all that is ready is in other hands
+        except Stopped:
+            if max_minutes is None or time.monotonic() - started < 60 * max_minutes:
+                raise  # it was a signal
         return [item for item in items if not self.there(item)]
 
-    def _make_one(
-        self, waiting: Sequence[Item], left: float | None, told: Callable[[str], None]
-    ) -> bool | None:
-        """Make the first item that is ready and free, None if there is none; whether it is done."""
+    def _make_one(self, waiting: Sequence[Item], told: Callable[[str], None]) -> Item | None:
+        """Make the first item that is ready and free, None if there is none."""
         locks = self.folder / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         for item in waiting:
@@ -197,13 +185,16 @@ class Workshop:
             try:
                 with FileLock(locks / f"{item.name}.lock", timeout=0):
                     if self.there(item):
-                        return True
+                        return item
                     started = time.perf_counter()
                     told(f"{item.name} …")
-                    done = self.make(item, left)
-                    seconds = time.perf_counter() - started
-                    told(f"{item.name}: {'there' if done else 'stopped'} after {seconds:.0f} s")
-                    return done
+                    how = "stopped"
+                    try:
+                        self.make(item)
+                        how = "there"
+                    finally:
+                        told(f"{item.name}: {how} after {time.perf_counter() - started:.0f} s")
+                    return item
             except Timeout:
                 continue
         return None

@@ -200,10 +200,9 @@ def run_phases(
             outcomes.append(Outcome(plan.name, plan.run, config, config.steps))
             before = plan.model
             continue
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
-        if outcomes and left == 0:
+        if outcomes and deadline is not None and time.monotonic() >= deadline:
             break
-        outcomes.append(_run(plan, config, model if before is None else None, begin, left))
+        outcomes.append(_run(plan, config, model if before is None else None, begin, deadline))
         if outcomes[-1].stopped or not plan.over(config):
             break
         before = plan.model
@@ -257,14 +256,15 @@ def _run(
     config: StraightenConfig,
     model: FlowModel | None,
     wanted: str | None,
-    max_minutes: float | None,
+    deadline: float | None,
 ) -> Outcome:
     started = time.perf_counter()
     task, identity = assemble(config, model)
     plan.run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(task, config, plan.run, identity)
     resumed_from = trainer.step if trainer.resume(wanted) else None
-    trainer.train(max_minutes)
+    left = None if deadline is None else max(0.0, deadline - time.monotonic()) / 60
+    trainer.train(left)
     outcome = Outcome(plan.name, plan.run, config, trainer.step, resumed_from, trainer.stopped)
     if outcome.finished:
         _keep(plan, trainer, task)
