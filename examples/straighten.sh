@@ -3,7 +3,7 @@
 #
 #     sh examples/straighten.sh [OUT]
 #
-# A toy length, to see every part at work in a quarter of an hour on two CPU cores; how good the
+# A toy length, to see every part at work in ten minutes of processor time; how good the
 # student is depends on pairs and steps that are not spent here. Kill it whenever you like and run
 # it again: every command goes on where it stopped, and a finished one has nothing to do. For your
 # own model set MODEL, PROMPTS (a file with a prompt on each line), NUM and CONFIG; PAIR_OPTIONS are
@@ -12,8 +12,8 @@ set -eu
 
 OUT=${1:-runs/straighten}
 MODEL=${MODEL:-emoji-sd}
-PROMPTS=${PROMPTS:-emoji:256}
-NUM=${NUM:-256}
+PROMPTS=${PROMPTS:-emoji:128}
+NUM=${NUM:-128}
 CONFIG=${CONFIG:-toy}
 GUIDANCE=${GUIDANCE:-5}
 REFLOWED_GUIDANCE=${REFLOWED_GUIDANCE:-1}

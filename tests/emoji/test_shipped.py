@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.scene import sample
+from rectiflow.emoji.tokenizer import KNOWS, words
 from rectiflow.emoji.vae import HELD_OUT, scenes
 from rectiflow.flow.solver import integrate
 from rectiflow.invert.inverting import grid_for, invert_latents
@@ -20,6 +24,7 @@ from rectiflow.models.folder import INDEX
 from rectiflow.models.generate import generate
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import WEIGHTS, load
+from rectiflow.models.metadata import FILE_NAME, read_metadata
 from tests.presets import FIXED_POINT
 from tests.straighten.stock import plainly_drawn, python
 
@@ -137,3 +142,26 @@ def test_the_one_step_model_takes_one_step() -> None:
     model.network.register_forward_pre_hook(lambda *_: seen.append(1))
     generate(model, ["a rose on a gray background"] * 2, seed=[0, 1])
     assert len(seen) == 1
+
+
+def test_the_words_the_world_s_models_know_are_those_of_its_captions() -> None:
+    """Captions of all seeds have no other words, and one that they lack is warned about."""
+    for name in ("emoji-sd3", "emoji-sd", "emoji-2rf", "emoji-instaflow"):
+        metadata = read_metadata(WEIGHTS / name / FILE_NAME)
+        assert metadata.vocabulary == " ".join(words()) and metadata.knows == KNOWS
+        assert not any(metadata.doubt_of_words(name, caption(sample(n))) for n in range(300))
+        said = metadata.doubt_of_words(name, "Two tulips, upside-down, on a Beach at 5 o'clock")
+        assert said and "the words 'tulips', '5', 'o', 'clock'" in said
+
+
+def test_an_unknown_word_is_warned_about_in_python_and_on_the_command_line() -> None:
+    with pytest.warns(UserWarning, match="emoji-sd3 does not know the word 'tulip'"):
+        model = load("emoji-sd3")
+        model.encode_prompt(["a tulip on a red background"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode_prompt([caption(sample(3)), ""])
+    command = [sys.executable, "-m", "rectiflow", "models", "emoji-sd3"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {"lemon", "lemons", "meadow", "sketch"} <= set(listed.split())
+    assert "tulip" not in listed and KNOWS in listed

@@ -11,6 +11,7 @@ from PIL import Image
 import rectiflow as rf
 from rectiflow.invert.presets import get_preset
 from rectiflow.models.base import FlowModel
+from rectiflow.models.metadata import Metadata
 from rectiflow.steer.warnings import edit_warnings
 from tests.tiny import tiny_model
 from tests.tiny_flux import tiny_flux_model
@@ -55,6 +56,14 @@ def test_no_source_prompt() -> None:
     # These invert under the empty prompt whatever they are given, and one never asks for it.
     assert "No source prompt" in said(model, prompt="", preset="uniedit", inversion_prompt="empty")
     assert "No source prompt" not in said(model, prompt="", preset="rf-inversion")
+
+
+def test_words_that_the_model_does_not_know() -> None:
+    model = tiny_model()
+    model.metadata = Metadata(vocabulary="a red green apple")
+    assert "does not know" not in said(model)
+    assert f"{model.name} does not know the word 'lemon'" in said(model, prompt="a lemon")
+    assert "the word 'sad'" in said(model, "sad", guidance_scale=2.0)
 
 
 def test_a_model_s_cautions_come_first() -> None:

@@ -8,23 +8,36 @@ import importlib
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from rectiflow.app import options
-from rectiflow.app.console import one_line, session
+from rectiflow.app.console import Session, one_line, session
 from rectiflow.errors import InputError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "PIL", "typer")
 LEAST_FREE_GB = 1.0
 
 
-def models(as_json: options.AsJson = False) -> None:
-    """List embedded models, families that load, and presets."""
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="An embedded model, or a folder: what it is made for, and its words.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List embedded models, families that load, and presets; or tell of one model."""
     with session(as_json) as terminal:
+        if name is not None:
+            _one_model(name, terminal)
+            return
         from rectiflow.invert.presets import DEFAULT_PRESET, PRESETS
         from rectiflow.models.load import FAMILIES, WEIGHTS, embedded_models
         from rectiflow.models.metadata import FILE_NAME, read_metadata
@@ -56,6 +69,26 @@ def models(as_json: options.AsJson = False) -> None:
         width = max(map(len, PRESETS))
         lines += [f"  {name:{width}} {preset.reference}" for name, preset in PRESETS.items()]
         terminal.result(data, "\n".join(lines))
+
+
+def _one_model(name: str, terminal: Session) -> None:
+    from rectiflow.models.load import saved
+
+    told = saved(name)
+    metadata = told.metadata()
+    words = sorted((metadata.vocabulary or "").split())
+    data = {"name": name, "pipeline": told.class_name, **metadata.model_dump()}
+    lines = [f"{name}: a {told.class_name}"]
+    lines += [f"knows: {metadata.knows}"] if metadata.knows else []
+    if metadata.default_num_inference_steps:
+        lines.append(
+            f"made for {metadata.default_num_inference_steps} steps at guidance "
+            f"{metadata.default_guidance_scale:g}"
+        )
+    if words:
+        text = textwrap.fill(" ".join(words), 98, initial_indent="  ", subsequent_indent="  ")
+        lines += [f"the {len(words)} words it knows:", text]
+    terminal.result(data, "\n".join(lines))
 
 
 def doctor(as_json: options.AsJson = False) -> None:

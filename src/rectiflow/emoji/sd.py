@@ -27,7 +27,7 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.clip import text_config, tokenize
 from rectiflow.emoji.latents import cached_latents, latents_folder, permuted
 from rectiflow.emoji.scene import sample
-from rectiflow.emoji.tokenizer import build_tokenizer
+from rectiflow.emoji.tokenizer import KNOWS, build_tokenizer, words
 from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.flow.diffusion import VariancePreservingPath, variance_preserving
 from rectiflow.models.folder import load_in_float32
@@ -246,6 +246,8 @@ class SdTask:
             default_guidance_scale=5.0,
             default_num_inference_steps=25,
             default_size=64,
+            knows=KNOWS,
+            vocabulary=" ".join(words()),
             licence="Apache-2.0",
         )
         write_metadata(metadata, folder)

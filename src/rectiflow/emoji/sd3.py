@@ -27,7 +27,7 @@ from rectiflow.emoji.clip import text_config, tokenize
 from rectiflow.emoji.latents import cached_latents, latents_folder, permuted
 from rectiflow.emoji.scene import sample
 from rectiflow.emoji.silent_t5 import silent_encoder, silent_tokenizer
-from rectiflow.emoji.tokenizer import build_tokenizer
+from rectiflow.emoji.tokenizer import KNOWS, build_tokenizer, words
 from rectiflow.emoji.vae import HELD_OUT
 from rectiflow.models.folder import load_in_float32
 from rectiflow.models.load import WEIGHTS
@@ -250,6 +250,8 @@ class Sd3Task:
             default_guidance_scale=3.0,
             default_num_inference_steps=30,
             default_size=64,
+            knows=KNOWS,
+            vocabulary=" ".join(words()),
             licence="Apache-2.0",
         )
         write_metadata(metadata, folder)

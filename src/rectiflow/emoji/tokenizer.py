@@ -11,6 +11,8 @@ from rectiflow.emoji.caption import NUMBERS, SETTINGS, STYLE_WORDS
 from rectiflow.emoji.scene import BACKGROUNDS, PATTERNS
 from rectiflow.emoji.sprites import SPRITES
 
+KNOWS = "small scenes of emoji, 64 × 64 pixels"
+"""What the models of the world were trained on."""
 MAX_LENGTH = 28
 """Positions of a prompt, start and end included."""
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -22,7 +22,7 @@ from rectiflow.flow.grid import dynamic_mu
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
-from rectiflow.models.tokens import quiet, segment, warn_of_cuts
+from rectiflow.models.tokens import quiet, segment, warn_of_prompts
 
 PATCH = 2
 """Latent cells per token, along one side: diffusers packs them outside the network."""
@@ -150,7 +150,7 @@ class FluxModel(FlowModel):
         """
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        warn_of_cuts(distinct, self.tokenize(distinct))
+        warn_of_prompts(self, distinct)
         with quiet(self.pipeline):  # it has just been said, and better
             embedded = [
                 self.pipeline.encode_prompt(

@@ -111,6 +111,21 @@ def load(
     return model
 
 
+def saved(name_or_folder: str | Path) -> Folder:
+    """What a model says of itself, without its weights.
+
+    Args:
+        name_or_folder: As `load` takes it, but for checkpoints in one file.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    source, name = _resolve(name_or_folder)
+    if isinstance(source, Path) and source.is_file():
+        raise InputError(f"{name} is one file, which says nothing of itself: give a folder")
+    return Folder(source, name, FAMILIES)
+
+
 def _resolve(name_or_folder: str | Path) -> tuple[Path | str, str]:
     """(folder or hub id, name to go by)."""
     text = str(name_or_folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,35 @@ class Metadata(BaseModel):
     """Side of the square image the model was trained on, in pixels."""
     domain: dict[str, Range] | None = None
     """The statistics of images it knows, from and to, by the names of `rectiflow.invert.domain`."""
+    knows: str | None = None
+    """What it was trained on and therefore knows alone, in a few words."""
+    vocabulary: str | None = None
+    """The words it was trained on, by spaces, if it knows no others."""
     licence: str | None = None
+
+    def doubt_of_words(self, name: str, prompt: str) -> str | None:
+        """Which words of a prompt the model has never seen; None if there are none, or who knows.
+
+        Args:
+            name: Of the model.
+            prompt: Any text.
+
+        Example:
+            >>> Metadata(vocabulary="a red apple").doubt_of_words("toy", "A red tulip")
+            "toy does not know the word 'tulip' (`rectiflow models toy` lists those it knows)"
+        """
+        if self.vocabulary is None:
+            return None
+        known = {"", *re.split(r"[\W_]+", self.vocabulary)}
+        words = dict.fromkeys(re.split(r"[\W_]+", prompt.lower()))
+        strange = [repr(word) for word in words if word not in known]
+        if not strange:
+            return None
+        noun = "word" if len(strange) == 1 else "words"
+        return (
+            f"{name} does not know the {noun} {', '.join(strange)} (`rectiflow models {name}` "
+            "lists those it knows)"
+        )
 
     def doubt(self, name: str, num_inference_steps: int, guidance_scale: float) -> str | None:
         """What is wrong with how a student of few steps is used; None if nothing is known to be.

@@ -23,7 +23,7 @@ from torch.nn import functional
 from rectiflow.flow.grid import dynamic_mu
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
-from rectiflow.models.tokens import warn_of_cuts
+from rectiflow.models.tokens import warn_of_prompts
 
 PATCH = 2
 """Latent cells per token, along one side: diffusers packs them outside the network."""
@@ -143,7 +143,7 @@ class QwenImageModel(FlowModel):
         """
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        warn_of_cuts(distinct, self.tokenize(distinct))
+        warn_of_prompts(self, distinct)
         length, embedded = self.max_sequence_length, []
         for prompt in distinct:
             embeds, _ = self.pipeline.encode_prompt(

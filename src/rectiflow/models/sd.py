@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
-from rectiflow.models.tokens import quiet, segment, warn_of_cuts
+from rectiflow.models.tokens import quiet, segment, warn_of_prompts
 from rectiflow.models.unet import UNetModel
 
 
@@ -27,7 +27,7 @@ class SDModel(UNetModel):
         """Embed prompts by the pipeline's own `encode_prompt`, each distinct one by itself."""
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        warn_of_cuts(distinct, self.tokenize(distinct))
+        warn_of_prompts(self, distinct)
         with quiet(self.pipeline):  # it has just been said, and better
             embedded = [
                 self.pipeline.encode_prompt(

@@ -17,7 +17,7 @@ from torch import Tensor
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
-from rectiflow.models.tokens import quiet, segment, warn_of_cuts
+from rectiflow.models.tokens import quiet, segment, warn_of_prompts
 
 MAX_SEQUENCE_LENGTH = 256
 """T5 positions where the model's metadata does not say: diffusers' default."""
@@ -101,7 +101,7 @@ class SD3Model(FlowModel):
         """Embed prompts by the pipeline's own `encode_prompt`, each distinct one by itself."""
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        warn_of_cuts(distinct, self.tokenize(distinct))
+        warn_of_prompts(self, distinct)
         with quiet(self.pipeline):  # it has just been said, and better
             embedded = [
                 self.pipeline.encode_prompt(

@@ -19,7 +19,7 @@ from torch import Tensor
 from rectiflow.errors import InputError
 from rectiflow.models.metadata import Metadata
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
-from rectiflow.models.tokens import quiet, segment, warn_of_cuts
+from rectiflow.models.tokens import quiet, segment, warn_of_prompts
 from rectiflow.models.unet import UNetModel
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -64,7 +64,7 @@ class SDXLModel(UNetModel):
         """
         prompts = as_prompts(prompts)
         distinct = list(dict.fromkeys(prompts))
-        warn_of_cuts(distinct, self.tokenize(distinct))
+        warn_of_prompts(self, distinct)
         with quiet(self.pipeline):  # it has just been said, and better
             once = Conditioning.cat([self._embed(prompt) for prompt in distinct])
         return once[[distinct.index(prompt) for prompt in prompts]]

@@ -6,9 +6,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rectiflow.models.prompts import TokenSegment
+
+if TYPE_CHECKING:
+    from rectiflow.models.base import FlowModel
 
 
 def segment(
@@ -47,24 +50,26 @@ def segment(
     return TokenSegment(name, start, length, ids, words, pad_mask, special, cut)
 
 
-def warn_of_cuts(prompts: Sequence[str], segments: Sequence[TokenSegment]) -> None:
-    """Warn of each prompt that is too long for a tokenizer, and say what is left out.
+def warn_of_prompts(model: FlowModel, prompts: Sequence[str]) -> None:
+    """Warn of each prompt that is too long for a tokenizer, and of words the model does not know.
 
     To be called from an `encode_prompt` under `torch.no_grad`: it is its caller that is named.
     """
-    for part in segments:
-        for prompt, cut in zip(prompts, part.cut, strict=True):
-            if cut:
-                warnings.warn(
-                    f"the prompt {_shorten(prompt)!r} is longer than the {part.length} "
-                    f"tokens {part.name} takes: {_shorten(cut)!r} is left out",
-                    stacklevel=4,  # past ourselves and torch.no_grad's wrapper
-                )
+    found = [
+        f"the prompt {_shorten(prompt)!r} is longer than the {part.length} "
+        f"tokens {part.name} takes: {_shorten(cut)!r} is left out"
+        for part in model.tokenize(prompts)
+        for prompt, cut in zip(prompts, part.cut, strict=True)
+        if cut
+    ]
+    found += filter(None, (model.metadata.doubt_of_words(model.name, one) for one in prompts))
+    for text in found:
+        warnings.warn(text, stacklevel=4)  # past ourselves and torch.no_grad's wrapper
 
 
 @contextmanager
 def quiet(pipeline: Any) -> Iterator[None]:
-    """Keep a pipeline from logging for each of its tokenizers what `warn_of_cuts` has said."""
+    """Keep a pipeline from logging for each of its tokenizers what `warn_of_prompts` has said."""
     logger = logging.getLogger(type(pipeline).__module__)
     # A filter, since a new level makes all loggers of the process forget theirs: milliseconds.
     logger.addFilter(_is_error)

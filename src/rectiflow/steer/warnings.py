@@ -8,6 +8,7 @@ from rectiflow.invert.domain import findings
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.guidance import guided
+from rectiflow.report.pictures import psnr
 
 
 def edit_warnings(
@@ -30,6 +31,9 @@ def edit_warnings(
                     f"The prompt {prompt!r} is longer than the {segment.length} tokens "
                     f"{segment.name} takes: {cut!r} is left out."
                 )
+    for prompt in dict.fromkeys([*prompts, negative_prompt or ""]):
+        if doubt := inversion.model.metadata.doubt_of_words(inversion.model.name, prompt):
+            found.append(f"{doubt}.")
     unused = preset.inversion_prompt == "empty" and preset.method == "rf_inversion"
     if not inversion.source_prompt and not unused:
         found.append(
@@ -59,12 +63,14 @@ def unknown_image(inversion: Inversion) -> list[str]:
     seen = findings(inversion)
     if not seen:
         return []
-    said = "; ".join(str(finding) for finding in seen)
-    remedy = (
-        "A source prompt that says what the image shows may help, else a model trained on such "
-        "images."
-    )
+    model, said = inversion.model, "; ".join(str(finding) for finding in seen)
+    knows = f" (it knows {model.metadata.knows})" if model.metadata.knows else ""
+    back = ""
+    if inversion.picture is not None:
+        returned = psnr(inversion.images(inversion.latents)[0], inversion.picture)
+        back = f"Unedited it comes back at {returned:.1f} dB, which is all its codec keeps of it. "
     return [
-        f"The model does not seem to know images like this one: {said}. The image comes back "
-        f"exactly all the same, but edits of it may look wrong. {remedy}"
+        f"{model.name} does not seem to know images like this one{knows}: {said}. {back}Edits of "
+        "it may look wrong. A source prompt that says what the image shows may help, else a model "
+        "trained on such images (--model)."
     ]

@@ -169,27 +169,27 @@ def _stacked() -> Recipe:
 def _toy() -> Recipe:
     common: dict[str, Any] = {
         "start": "reuse",
-        "batch_size": 32,
+        "batch_size": 16,
         "learning_rate": 3e-4,
         "loss": "pseudo_huber",
         "warmup_steps": 20,
-        "ema_decay": 0.995,
+        "ema_decay": 0.99,
         "measure_every": 100,
         "log_every": 10,
         "held_out": 16,
         "checkpoint_minutes": 1,
     }
-    teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 256)
-    reflowed = PairPlan("reflow", "euler", 8, 1.0, 256)
+    teacher = PairPlan("emoji-sd", "dpmpp", 25, 5.0, 128)
+    reflowed = PairPlan("reflow", "euler", 8, 1.0, 128)
     distill = common | {"kind": "distill"}
-    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "steps": 40}
+    pictures = {"loss": "lpips", "lpips_weights": "emoji-clip", "steps": 30}
     return Recipe(
         "toy",
         "minutes on a CPU with the embedded emoji-sd: to see every part at work, not for quality",
         "emoji-sd",
         (
-            Phase("reflow", common | {"kind": "reflow", "steps": 250}, teacher),
-            Phase("distill-l2", distill | {"steps": 150}, reflowed),
+            Phase("reflow", common | {"kind": "reflow", "steps": 200}, teacher),
+            Phase("distill-l2", distill | {"steps": 120}, reflowed),
             Phase("distill-clip", distill | pictures, reflowed),
         ),
     )
