@@ -1,8 +1,8 @@
 """Being told to stop and to go on later: by a scheduler, or by Ctrl-C.
 
-SIGTERM, SIGINT, SIGUSR1 and the end of a `time_limit` are alike. Work that can be gone on with either looks at `Request.asked`
-between two of its parts (`on_request`), or loses the part it is at (`at_once`). A signal that the
-process was started to ignore is left ignored.
+SIGTERM, SIGINT, SIGUSR1 and the end of a `time_limit` are alike. Work that can be gone on with
+either looks at `Request.asked` between two of its parts (`on_request`), or loses the part it is at
+(`at_once`). A signal that the process was started to ignore is left ignored.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def pairs(
     """Make pairs of noise and images for reflow and distillation.
 
     The same command again goes on where it stopped, whatever stopped it; after SIGTERM, SIGUSR1,
-    Ctrl-C or --max-minutes the exit code is 75. Several may write one store: give each its --worker, or start them
-    with torchrun.
+    Ctrl-C or --max-minutes the exit code is 75. Several may write one store: give each its
+    --worker, or start them with torchrun.
     """
     if context.invoked_subcommand is not None:
         return
