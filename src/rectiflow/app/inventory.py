@@ -33,7 +33,7 @@ def models(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List models, families that load, and presets; or tell of one model."""
+    """List models, families and presets; or tell of one model."""
     with session(as_json) as terminal:
         if name is not None:
             _one_model(name, terminal)
