@@ -162,7 +162,8 @@ def _check(func: Any, leaves: list[Any], fakes: list[FakeTensor], kwargs: Any) -
 
 def _copying(target: Tensor, source: Tensor, non_blocking: bool = False) -> None:
     if not isinstance(target, FakeTensor):
-        _wait("copy to the CPU")
+        if not (non_blocking and is_pinned(target)):
+            _wait("copy to the CPU")
     elif not isinstance(source, FakeTensor):
         if not non_blocking:
             _wait("copy to the device")

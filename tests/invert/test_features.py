@@ -175,14 +175,14 @@ def test_the_disk_holds_the_same_and_is_left_clean(sd3: FlowModel) -> None:
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_a_store_by_itself(where: Any) -> None:
-    """Rows come in any order and company; a step's last evaluation stands for those after it."""
+    """It has copies; a step's last evaluation stands for those after it."""
     one, two = Point(0, "text"), Point(1, "value", "image")
-    store = FeatureStore({one: 2, two: 1}, rows=3, where=where)
+    store = FeatureStore({one: 2, two: 1}, where)
     features = torch.randn(2, 3, 4, 8)  # of two evaluations
     for inner in range(2):
-        store.put(0, inner, one, torch.tensor([2, 0]), features[inner, [2, 0]])
-        store.put(0, inner, one, torch.tensor([1]), features[inner, [1]])
-        store.put(0, inner, two, torch.arange(3), 2 * features[inner])
+        given = features[inner].clone()
+        store.put(0, inner, one, given)
+        store.put(0, inner, two, given.mul_(2))
     assert store.points(0) == [one, two] and store.points(1) == [one] and not store.points(2)
     assert not store.covers(1, [one])  # wanted, and nothing has come
     store.seal(0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import time_for
 from rectiflow.flow.path import AffinePath, Scalar, as_tensor, convert, from_straight
 
 
@@ -137,7 +138,7 @@ class StraightenedVelocity:
         s = t.clamp(self.path.s_min, self.path.s_max)
         a, b = variance_preserving(s)
         x_t = from_straight(x, a, b)
-        value = self.predict(x_t, self.path.timestep(s).to(x))
+        value = self.predict(x_t, time_for(self.path.timestep(s), x, x.dtype))
         return convert(value, x_t, a, b, source=self.prediction_type, target="velocity")
 
 

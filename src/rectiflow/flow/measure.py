@@ -32,12 +32,12 @@ class Estimate:
     standard_error: float
     """Of `value`; nan for a single sample."""
     samples: Tensor
-    """What was averaged, float64, shape [B]; for paired comparisons."""
+    """What was averaged, float64, shape [B], on the CPU; for paired comparisons."""
 
     @classmethod
     def over(cls, samples: Tensor) -> Estimate:
         """The mean of `samples`, shape [B], and its standard error."""
-        samples = samples.double()
+        samples = samples.cpu().double()
         n = len(samples)
         error = float(samples.std()) / math.sqrt(n) if n > 1 else math.nan
         return cls(float(samples.mean()), error, samples)
@@ -72,12 +72,12 @@ def straightness(trajectory: Tensor, grid: Tensor, velocity: Velocity | None = N
         1.0
     """
     h = _steps(trajectory, grid)
-    chord = (trajectory[-1] - trajectory[0]) / h.sum()
+    chord = (trajectory[-1] - trajectory[0]).cpu() / h.sum()
     if velocity is None:
         velocities, weights = _secants(trajectory, h), h.abs()
     else:
-        times = enumerate(zip(trajectory, grid.to(trajectory.device), strict=True))
-        velocities = torch.stack([velocity(x, t, i) for i, (x, t) in times])
+        times = enumerate(zip(trajectory, grid.cpu(), strict=True))
+        velocities = torch.stack([velocity(x, t, i).cpu() for i, (x, t) in times])
         weights = torch.nn.functional.pad(h.abs(), (1, 1)).unfold(0, 2, 1).mean(1)
     return Estimate.over(weights @ _mean_square(chord - velocities))
 
@@ -135,7 +135,7 @@ def transport_cost(x_0: Tensor, x_1: Tensor, cost: str = "l2_squared") -> Estima
     """
     if cost not in COSTS:
         raise InputError(f"unknown cost {cost!r}: use one of {', '.join(COSTS)}")
-    return Estimate.over(COSTS[cost]((x_1 - x_0).double().flatten(1)))
+    return Estimate.over(COSTS[cost]((x_1 - x_0).cpu().double().flatten(1)))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def noise_statistics(x: Tensor) -> NoiseStatistics:
     """
     if x.ndim != 4:
         raise InputError(f"noise statistics need latents [B, C, h, w], not {list(x.shape)}")
-    x = x.double()
+    x = x.cpu().double()
     norm = x.flatten(1).square().mean(1).sqrt()
     z = x - x.mean((1, 2, 3), keepdim=True)
     variance = z.flatten(1).square().mean(1)
@@ -180,18 +180,18 @@ def noise_statistics(x: Tensor) -> NoiseStatistics:
 
 
 def _steps(trajectory: Tensor, grid: Tensor) -> Tensor:
-    """The grid's step sizes, float64 on the trajectory's device, shape [N]."""
+    """The grid's step sizes, float64 on the CPU, shape [N]."""
     check_grid(grid)
     if len(trajectory) != len(grid):
         raise InputError(f"{len(trajectory)} states do not lie on a grid of {len(grid)} times")
-    return grid.to(trajectory.device).double().diff()
+    return grid.cpu().double().diff()
 
 
 def _secants(states: Tensor, h: Tensor) -> Tensor:
     """Difference quotients of [N + 1, B, ...] over steps [N]; shape [N, B, ...], float64."""
-    return states.double().diff(dim=0) / h.reshape(-1, *[1] * (states.ndim - 1))
+    return states.cpu().double().diff(dim=0) / h.reshape(-1, *[1] * (states.ndim - 1))
 
 
 def _mean_square(z: Tensor) -> Tensor:
     """`‖z‖² / d` of [N, B, ...]; shape [N, B]."""
-    return z.double().square().flatten(2).mean(2)
+    return z.cpu().double().square().flatten(2).mean(2)

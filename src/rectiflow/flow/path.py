@@ -202,4 +202,6 @@ def as_tensor(value: Scalar) -> Tensor:
 
 def _expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient of shape [] or [B] in the dtype of `x` [B, ...], ready to multiply it."""
+    if coefficient.ndim == 0:  # may stay on the CPU, from where a copy would wait for the device
+        return coefficient.to(x.dtype)
     return coefficient.to(x).reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))

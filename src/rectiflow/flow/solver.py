@@ -50,8 +50,8 @@ class Solver(ABC):
         Args:
             velocity: The field.
             x: The state at `t`, shape [B, ...].
-            t: Where the step begins, shape [].
-            t_next: Where it ends, shape [].
+            t: Where the step begins, shape [], on the CPU.
+            t_next: Where it ends, likewise.
             step: The step's number, for the velocity.
             memory: What the last step returned; None on the first.
 
@@ -189,7 +189,7 @@ class DormandPrince(Solver):
             states = odeint(
                 lambda time, state: velocity(state, time, step),
                 x,
-                torch.stack([t, t_next]),
+                torch.stack([t, t_next]).to(x.device),
                 rtol=self.rtol,
                 atol=self.atol,
                 method="dopri5",
@@ -307,7 +307,7 @@ def integrate(
     counted = CountedVelocity(velocity)
     memory = None
     states = [x]
-    for step, (t, t_next) in enumerate(pairwise(grid.to(x.device))):
+    for step, (t, t_next) in enumerate(pairwise(grid.cpu())):
         x, memory = solver.step(counted, x, t, t_next, step, memory)
         if callback_on_step_end is not None:
             replacement = callback_on_step_end(step, t_next, x)

@@ -58,7 +58,7 @@ def ddim_inversion(
         t, t_next, x = grid[step], grid[step + 1], states[-1]
         if t_next == 1 and image_time < 1:
             t_next = grid.new_tensor(image_time)
-            x = x * _length(t_next).to(x)
+            x = x * _length(t_next).to(x.dtype)
         states.append(
             ddim_step(velocity, x, t, t_next, step, time=time, prediction_type=prediction_type)
         )
@@ -98,14 +98,14 @@ def ddim_step(
     """
     told = t if t > BEGINNING and (time == "noisier" or t_next == 1) else t_next
     # The network's own state, of unit variance, is the same whatever time it is told.
-    asked = x_next * (_length(told) / _length(t_next)).to(x_next)
+    asked = x_next * (_length(told) / _length(t_next)).to(x_next.dtype)
     v = velocity(asked, told, step)
     noise, image = asked - told * v, asked + (1 - told) * v  # E[x_0 | x] and E[x_1 | x] as told
     a, b = variance_preserving(t_next.double())
     if prediction_type == "v_prediction":
         a_told, b_told = variance_preserving(told.double())
-        predicted = a_told.to(v) * noise - b_told.to(v) * image
-        noise = a.to(v) * predicted + (b / _length(t_next)).to(v) * x_next
+        predicted = a_told.to(v.dtype) * noise - b_told.to(v.dtype) * image
+        noise = a.to(v.dtype) * predicted + (b / _length(t_next)).to(v.dtype) * x_next
     elif prediction_type == "sample" and b > 0:  # in an image there is no noise to be seen
         noise = (x_next - t_next * image) / (1 - t_next)
     ratio = t / t_next

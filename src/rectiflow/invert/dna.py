@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers, take
 from rectiflow.flow.solver import Solver, Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.query_offset import OffsetEuler
@@ -47,7 +48,7 @@ class DirectNoiseAlignment(Scheme):
             offsets=torch.stack(offsets[::-1]),
         )
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """Euler's step with the velocity beside the path."""
         assert path.offsets is not None
-        return OffsetEuler(path.offsets[:, rows], grid[:-1])
+        return OffsetEuler(take(path.offsets, rows, 1), grid[:-1])

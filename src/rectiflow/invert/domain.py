@@ -69,9 +69,9 @@ def denoising_error(path: InversionResult, grid: Tensor) -> Tensor:
         float64 ``[B]``.
     """
     assert path.velocities is not None
-    image = path.trajectory[-1].double()
-    left = (1 - grid[:-1].double()).reshape(-1, *[1] * image.ndim)
-    away = path.velocities.double() - (image - path.trajectory[:-1].double()) / left
+    states = path.trajectory.cpu().double()  # where there is float64
+    left = (1 - grid[:-1].double()).reshape(-1, *[1] * (states.ndim - 1))
+    away = path.velocities.cpu().double() - (states[-1] - states[:-1]) / left
     return away.square().flatten(2).mean((0, 2))
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import RowNumbers, replaced, take
 from rectiflow.flow.grid import active_steps
 from rectiflow.flow.solver import Velocity
 from rectiflow.invert.preset import METHOD_FIELDS, Preset
@@ -95,14 +96,12 @@ class FeatureStore:
 
     Args:
         wanted: what is kept.
-        rows: B.
         where: `"memory"` leaves them on the device, `"cpu"` brings them to (pinned) main memory,
             `"disk"` to a temporary folder that goes with the store.
     """
 
-    def __init__(self, wanted: Wanted, rows: int, where: Where = "memory") -> None:
+    def __init__(self, wanted: Wanted, where: Where = "memory") -> None:
         self.wanted = dict(wanted)
-        self.rows = rows
         self.where = where
         self._kept: dict[tuple[int, int], dict[Point, Tensor]] = {}
         self._on_disk: set[tuple[int, int]] = set()
@@ -117,18 +116,17 @@ class FeatureStore:
         """Whether a step's features at all these points are there."""
         return self._evaluations(step) > 0 and set(points) <= set(self.points(step))
 
-    def put(self, step: int, inner: int, point: Point, rows: Tensor, features: Tensor) -> None:
-        """Keep the features ``[n, tokens, D]`` of the rows with these numbers."""
-        if self.where != "memory":
-            features = features.cpu()
-        kept = self._kept.setdefault((step, inner), {})
-        if point not in kept:
-            pin = self.where == "cpu" and torch.accelerator.is_available()
-            shape = (self.rows, *features.shape[1:])
-            kept[point] = torch.zeros(
-                shape, dtype=features.dtype, device=features.device, pin_memory=pin
-            )
-        kept[point][rows.to(features.device)] = features
+    def put(self, step: int, inner: int, point: Point, features: Tensor) -> None:
+        """Keep the features ``[B, tokens, D]`` of all rows."""
+        own = torch.empty(
+            features.shape,
+            dtype=features.dtype,
+            device=features.device if self.where == "memory" else "cpu",
+            pin_memory=self.where == "cpu" and torch.accelerator.is_available(),
+        )
+        # What goes to a file has to be there; pinned memory is read by the device alone, later.
+        own.copy_(features, non_blocking=self.where == "cpu")
+        self._kept.setdefault((step, inner), {})[point] = own
 
     def seal(self, step: int) -> None:
         """No more of this step will come; it can leave main memory."""
@@ -200,7 +198,8 @@ class RecordingField:
         self.accepts = accepts
         self._step, self._inner = -1, 0
         self._last: dict[Point, Tensor] = {}
-        self._last_rows = torch.arange(rows)
+        self._last_rows: list[int] = []
+        self._accepted: dict[Point, Tensor] = {}
 
     @property
     def model(self) -> FlowModel:
@@ -209,25 +208,32 @@ class RecordingField:
 
     def __call__(self, x: Tensor, t: Tensor, step: int) -> Tensor:
         """The velocity of all rows."""
-        return self._evaluate(x, t, step, torch.arange(self.rows))
+        return self._evaluate(x, t, step, list(range(self.rows)))
 
-    def select(self, rows: Tensor) -> Velocity:
+    def select(self, rows: RowNumbers) -> Velocity:
         """The field of the rows with these numbers."""
-        return lambda x, t, step: self._evaluate(x, t, step, rows)
+        return lambda x, t, step: self._evaluate(x, t, step, [int(row) for row in rows])
 
-    def accept(self, step: int, rows: Tensor) -> None:
-        """Keep what the last evaluation, of this step, found for these of its rows."""
-        chosen = torch.isin(self._last_rows, rows)
+    def accept(self, step: int, rows: Tensor | None = None) -> None:
+        """Keep what the last evaluation, of this step, found: for all its rows, or bool ``[n]``."""
         for point, features in self._last.items():
-            self.store.put(step, 0, point, self._last_rows[chosen], features[chosen])
+            before = self._accepted.get(point)
+            if before is not None and rows is not None:
+                mine = take(before, self._last_rows)
+                features = torch.where(rows[:, None, None], features, mine)
+                features = replaced(before, self._last_rows, features)
+            self._accepted[point] = features
 
     def close(self) -> None:
         """The last step is over."""
+        for point, features in self._accepted.items():
+            self.store.put(self._step, 0, point, features)
+        self._accepted = {}
         self.store.seal(self._step)
 
-    def _evaluate(self, x: Tensor, t: Tensor, step: int, rows: Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor, t: Tensor, step: int, rows: list[int]) -> Tensor:
         if step != self._step:
-            self.store.seal(self._step)
+            self.close()
             self._step, self._inner = step, 0
         wanted = set(self.store.points(step))
         self._last, self._last_rows = {}, rows
@@ -241,7 +247,7 @@ class RecordingField:
         v = self.network.velocity(x, t, cond, keep if wanted else None)
         if not self.accepts:
             for point, features in self._last.items():
-                self.store.put(step, self._inner, point, rows, features)
+                self.store.put(step, self._inner, point, features)
         self._inner += 1
         return v
 

@@ -5,9 +5,9 @@ The official code does the same.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers
 from rectiflow.flow.solver import FireFlow, Solver, Velocity
 from rectiflow.invert.fixed_point import AcceptingVelocity
 from rectiflow.invert.presets import Preset
@@ -37,11 +37,11 @@ class FireFlowInversion(Scheme):
             states.append(x)
             # The step's middle, and not the image at which the first step asks before it.
             if isinstance(velocity, AcceptingVelocity):
-                velocity.accept(step, torch.arange(len(x)))
+                velocity.accept(step)
         result = InversionResult.unsolved(states)
         result.evaluations[-1] = 2  # the first step backwards has nothing to reuse
         return result
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """The same forward."""
         return FireFlow()

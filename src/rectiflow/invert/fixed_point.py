@@ -12,11 +12,12 @@ too, whose share of the result is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers, replaced, take
 from rectiflow.flow.solver import Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -30,8 +31,8 @@ LEAST_CUT = 0.1
 class RowwiseVelocity(Protocol):
     """A field whose rows differ, by their prompts say, and can be asked for some rows alone."""
 
-    def select(self, rows: Tensor) -> Velocity:
-        """The field of the rows with these numbers, int64 ``[n]``."""
+    def select(self, rows: RowNumbers) -> Velocity:
+        """The field of the rows with these numbers."""
         ...
 
 
@@ -39,8 +40,13 @@ class RowwiseVelocity(Protocol):
 class AcceptingVelocity(Protocol):
     """A field that keeps what an evaluation found, once it is told that it counts."""
 
-    def accept(self, step: int, rows: Tensor) -> None:
-        """The last evaluation counts for the rows with these numbers."""
+    def accept(self, step: int, rows: Tensor | None = None) -> None:
+        """The last evaluation counts.
+
+        Args:
+            step: its step.
+            rows: of which of the rows that were asked for, bool ``[n]``; None for all of them.
+        """
         ...
 
 
@@ -57,9 +63,10 @@ def fixed_point_inversion(
 ) -> InversionResult:
     """Invert the Euler generation of an image, step by step from the image's end.
 
-    Each row of the batch is solved by itself, whatever its company, and is evaluated no more once
-    it has converged. Where an iterate is further from its image under G than the one before, as
-    happens where G does not contract, the step that led to it is taken back and shortened.
+    Each row of the batch is solved by itself, whatever its company. With a tolerance it is
+    evaluated no more once it has converged; without, nothing is waited for to know that. Where an
+    iterate is further from its image under G than the one before, as happens where G does not
+    contract, the step that led to it is taken back and shortened.
 
     Args:
         velocity: the field of the source prompt; one whose rows differ is a `RowwiseVelocity`.
@@ -67,7 +74,8 @@ def fixed_point_inversion(
         grid: rising times ``[N + 1]``, the last that of the image.
         iterations: at most ``iterations + 1`` evaluations per step; 0 is Euler's inversion with
             the velocity at the noisier time.
-        tolerance: a row is done with a step when ``‖G(y) − y‖ ≤ tolerance · ‖G(y)‖``.
+        tolerance: a row is done with a step when ``‖G(y) − y‖ ≤ tolerance · ‖G(y)‖``; 0 for always
+            as many evaluations.
         average: return ``mean(y^1 … y^I)`` of the plain iteration, as the paper does, rather than
             the last iterate; no step is shortened then.
         warm_start: begin with the velocity of the step before instead of ``y^0 = x_{i+1}``.
@@ -78,11 +86,11 @@ def fixed_point_inversion(
         The trajectory, with the residuals ``‖G(y) − y‖ / ‖G(y)‖`` where the velocity was last
         taken; of an average, ``‖mean G(y) − mean y‖ / ‖mean G(y)‖``.
     """
-    steps, rows = len(grid) - 1, len(x_1)
+    steps = len(grid) - 1
     states = [x_1]
     velocities: list[Tensor] = []
-    residuals = torch.zeros(steps, rows)
-    evaluations = torch.zeros(steps, rows, dtype=torch.long)
+    residuals: list[Tensor] = []
+    evaluations: list[list[int]] = []
     slope: Tensor | None = None  # the velocity of the step before
     for step in reversed(range(steps)):
         end, h = states[-1], grid[step + 1] - grid[step]
@@ -94,14 +102,15 @@ def fixed_point_inversion(
             tolerance=tolerance,
             average=average,
         )
-        residuals[step], evaluations[step] = found.residuals, found.evaluations
+        residuals.append(found.residuals)
+        evaluations.append(found.evaluations)
         slope = (end - found.last) / h
         states.append(found.best if stop_at_query else found.last)
         velocities.append((end - found.image_of_best) / h)
     return InversionResult(
         torch.stack(states[::-1]),
-        residuals,
-        evaluations,
+        torch.stack(residuals[::-1]).cpu(),
+        torch.tensor(evaluations[::-1]),
         velocities=torch.stack(velocities[::-1]) if stop_at_query else None,
     )
 
@@ -138,14 +147,14 @@ class _InverseStep:
     h: Tensor
     step: int
 
-    def __call__(self, y: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, rows: list[int]) -> Tensor:
         field = self.velocity
         if len(rows) < len(self.end) and isinstance(field, RowwiseVelocity):
             field = field.select(rows)
-        return self.end[rows] - self.h * field(y, self.t, self.step)
+        return take(self.end, rows) - self.h * field(y, self.t, self.step)
 
     def accept(self, rows: Tensor) -> None:
-        """Tell a field that keeps its features whose last answers count."""
+        """Tell a field that keeps its features which of its last answers count, bool ``[n]``."""
         if isinstance(self.velocity, AcceptingVelocity):
             self.velocity.accept(self.step, rows)
 
@@ -160,7 +169,7 @@ class _Found:
     """Where it asked and came back nearest."""
     image_of_best: Tensor
     residuals: Tensor
-    evaluations: Tensor
+    evaluations: list[int]
 
 
 def _fixed_point(
@@ -168,39 +177,51 @@ def _fixed_point(
 ) -> _Found:
     """Each row's fixed point of G, its residual, and the evaluations it took."""
     rows = len(start)
-    query, best, image_of_best = start.clone(), start.clone(), start.clone()
+    query = best = image_of_best = start
     total = torch.zeros_like(start)
-    least = torch.full((rows,), torch.inf)  # ‖G(y) − y‖ at the best y so far
-    share = torch.ones(rows)  # how far to go from there towards G(y)
-    residuals = torch.zeros(rows)
-    evaluations = torch.zeros(rows, dtype=torch.long)
-    active = torch.arange(rows)
+    zeros = torch.zeros(rows, device=start.device)
+    least = torch.full_like(zeros, torch.inf)  # ‖G(y) − y‖ at the best y so far
+    share = torch.ones_like(zeros)  # how far to go from there towards G(y)
+    residuals = zeros
+    evaluations = [0] * rows
+    active = list(range(rows))
     for _ in range(iterations + 1):
-        y = query[active]
+        y = take(query, active)
         image = step(y, active)
         distance, size = _norm(image - y), _norm(image).clamp_min(1e-12)
-        evaluations[active] += 1
-        total[active] += image
-        astray = torch.zeros(len(active), dtype=torch.bool)
+        for row in active:
+            evaluations[row] += 1
+        total = replaced(total, active, take(total, active) + image)
+        y_best, image_best = take(best, active), take(image_of_best, active)
+        nearest, far = take(least, active), take(share, active)
+        astray = torch.zeros_like(distance, dtype=torch.bool)
         if not average:
-            astray = distance > least[active]
-            cut = _cut(image_of_best[active] - best[active], image - y)
-            share[active] *= torch.where(astray, cut, 1.0)
-        good, at = active[~astray], ~astray.to(y.device)
-        step.accept(good)
-        best[good], image_of_best[good] = y[at], image[at]
-        least[good], residuals[good] = distance[~astray], (distance / size)[~astray]
-        query[active] = torch.lerp(
-            best[active], image_of_best[active], _column(share[active], start)
-        )
-        active = active[distance > tolerance * size]
-        if len(active) == 0:
-            break
+            astray = distance > nearest
+            far = torch.where(astray, far * _cut(image_best - y_best, image - y), far)
+        step.accept(~astray)
+        left = _column(astray, y)
+        y_best, image_best = torch.where(left, y_best, y), torch.where(left, image_best, image)
+        moved = torch.where(astray, take(residuals, active), distance / size)
+        residuals = replaced(residuals, active, moved)
+        least = replaced(least, active, torch.where(astray, nearest, distance))
+        share = replaced(share, active, far)
+        best = replaced(best, active, y_best)
+        image_of_best = replaced(image_of_best, active, image_best)
+        on = torch.lerp(y_best, image_best, _column(far, y).to(y.dtype))
+        query = replaced(query, active, on)
+        if tolerance:  # the one thing that is waited for
+            going = (distance > tolerance * size).tolist()
+            active = [row for row, goes in zip(active, going, strict=True) if goes]
+            if not active:
+                break
     if not average:
         return _Found(query, best, image_of_best, residuals, evaluations)
     # The plain iteration ends at y^I: what it moved in all, shared out, is mean G(y) − mean y.
-    mean = total / _column(evaluations, start)
-    moved = _norm(query - start) / evaluations / _norm(mean).clamp_min(1e-12)
+    often: Any = evaluations[0]
+    if len(set(evaluations)) > 1:
+        often = torch.tensor(evaluations, device=start.device)
+    mean = total / (often if isinstance(often, int) else _column(often, start))
+    moved = _norm(query - start) / often / _norm(mean).clamp_min(1e-12)
     return _Found(mean, best, image_of_best, moved, evaluations)
 
 
@@ -213,14 +234,14 @@ def _cut(before: Tensor, after: Tensor) -> Tensor:
     """
     before, difference = before.flatten(1), (before - after).flatten(1)
     best = (before * difference).sum(1) / difference.square().sum(1).clamp_min(1e-24)
-    return best.float().cpu().clamp(LEAST_CUT, 0.5)
+    return best.float().clamp(LEAST_CUT, 0.5)
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Per-row Euclidean norm, on the CPU where the bookkeeping is."""
-    return x.flatten(1).norm(dim=1).float().cpu()
+    """Per-row Euclidean norm, float32."""
+    return x.flatten(1).norm(dim=1).float()
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
     """Per-row values shaped to broadcast against a state."""
-    return values.to(like).view(-1, *[1] * (like.ndim - 1))
+    return values.view(-1, *[1] * (like.ndim - 1))

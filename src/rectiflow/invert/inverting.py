@@ -117,7 +117,7 @@ def invert_latents(
     Args:
         velocity: the field of the prompts under which to invert, a row each or one for all.
         latents: of the images.
-        grid: rising times.
+        grid: rising times, on the CPU.
         preset: settings; those that keep features from the inversion have them recorded.
         seeds: of the noise that a noisy scheme draws, one per image; `noise_seed` for all if empty.
     """
@@ -130,7 +130,7 @@ def invert_latents(
     wanted = wanted_features(model, preset, len(grid) - 1)
     if not wanted:
         return scheme.invert(velocity, latents, grid, preset, noise)
-    store = FeatureStore(wanted, len(latents), preset.keep_features)
+    store = FeatureStore(wanted, preset.keep_features)
     with tapped(model, wanted) as network:
         field = RecordingField(velocity, network, len(latents), store, scheme.accepts)
         path = scheme.invert(field, latents, grid, preset, noise)
@@ -234,7 +234,7 @@ def from_seed(
 
 
 def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
-    """The times that a preset goes along, for a size of latents, on the model's device."""
+    """The times that a preset goes along, for a size of latents, on the CPU."""
     tokens = latents.shape[-2] * latents.shape[-1] // model.patch**2
     steps = preset.num_inference_steps
     of_models = {"student": model.student_grid, "leading": model.leading_grid}
@@ -246,4 +246,4 @@ def grid_for(model: FlowModel, preset: Preset, latents: Tensor) -> Tensor:
         dynamic_shift=model.dynamic_shift,
         start=steps - preset.steps,
     )
-    return points.to(model.device)
+    return points

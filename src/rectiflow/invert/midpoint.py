@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers
 from rectiflow.flow.solver import Midpoint, Solver, Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -29,6 +30,6 @@ class MidpointInversion(Scheme):
             states.append(x)
         return InversionResult.unsolved(states, evaluations=2)
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """The midpoint rule."""
         return Midpoint()

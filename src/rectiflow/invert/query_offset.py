@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers, take
 from rectiflow.flow.solver import Solver, Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -44,11 +45,11 @@ class QueryOffset(Scheme):
             times=times.clone(),  # saved beside the grid
         )
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """Euler's step with the velocity of another place and time."""
         assert path.offsets is not None
         times = grid[1:] if path.times is None else path.times
-        return OffsetEuler(path.offsets[:, rows], times)
+        return OffsetEuler(take(path.offsets, rows, 1), times)
 
 
 class OffsetEuler(Solver):

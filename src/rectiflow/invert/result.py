@@ -27,7 +27,7 @@ class InversionResult:
     offsets: Tensor | None = None
     """``[N, B, ...]``: where the generating step asks the field, from ``x_i``; None for zero."""
     times: Tensor | None = None
-    """``[N]``: the times the network is told there; None for the scheme's own."""
+    """``[N]``, on the CPU: the times the network is told there; None for the scheme's own."""
     features: FeatureStore | None = None
     """The network's features at those places, if they were recorded."""
     scheme: str | None = None
@@ -66,7 +66,7 @@ class InversionResult:
         """The same path with its states on another device."""
         moved = {
             name: found.to(device)
-            for name in ("trajectory", "velocities", "offsets", "times")
+            for name in ("trajectory", "velocities", "offsets")
             if (found := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, **moved)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers
 from rectiflow.flow.solver import Euler, Solver, Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -37,18 +38,18 @@ class Scheme(ABC):
         Args:
             velocity: the field of the source prompt.
             x_1: image latents ``[B, ...]``.
-            grid: rising times ``[N + 1]``, the last that of the image.
+            grid: rising times ``[N + 1]``, the last that of the image; on the CPU.
             preset: settings.
             noise: a seeded draw from N(0, I) like `x_1`, for a noisy scheme; ``[N, B, ...]`` where
                 it draws for every step.
         """
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """What generates along the path again: Euler, unless the scheme is another one's inverse.
 
         Args:
             path: what `invert` found for B images.
             grid: its times.
-            rows: int64 ``[R]``: whose path each row of the state to be integrated follows.
+            rows: R numbers: whose path each row of the state to be integrated follows.
         """
         return Euler()

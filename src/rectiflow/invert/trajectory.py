@@ -56,7 +56,7 @@ class Inversion:
     path: InversionResult = field(repr=False)
     """What the scheme found, float32, of one image."""
     grid: Tensor = field(repr=False)
-    """Rising times, float32 ``[N + 1]``."""
+    """Rising times, float32 ``[N + 1]``, on the CPU."""
     source_prompt: str
     preset: Preset
     restore: Restore
@@ -153,13 +153,13 @@ class Inversion:
         for step, (t, t_next) in enumerate(pairwise(self.grid)):
             landed, memory = solver.step(counted, x, t, t_next, step, memory)
             correction = self.trajectory[step + 1] - landed
-            sizes.append((correction.norm() / (landed - x).norm().clamp_min(1e-12)).item())
+            sizes.append(correction.norm() / (landed - x).norm().clamp_min(1e-12))
             x = landed + correction if compensate else landed
         return Reconstruction(
             latents=x,
             image=self.images(x)[0],
             max_abs_latent=(x - self.latents).abs().max().item(),
-            compensation=torch.tensor(sizes),
+            compensation=torch.stack(sizes).cpu(),
             nfe=counted.nfe,
         )
 
@@ -241,7 +241,7 @@ class Inversion:
         return cls(
             model=model,
             path=path_of_states.to(model.device),
-            grid=grid.to(model.device),
+            grid=grid,
             source_prompt=about["source_prompt"],
             preset=preset,
             restore=Restore(**restore),

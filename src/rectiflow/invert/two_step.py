@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rectiflow.flow.device import RowNumbers, take
 from rectiflow.flow.solver import Solver, Velocity
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
@@ -40,9 +41,9 @@ class TwoStep(Scheme):
             states.append(states[-2] - (h[step] + h[step - 1]) * v)
         return InversionResult.unsolved(states)
 
-    def solver(self, path: InversionResult, grid: Tensor, rows: Tensor) -> Solver:
+    def solver(self, path: InversionResult, grid: Tensor, rows: RowNumbers) -> Solver:
         """The same leaps forward; from ``x_0`` alone they would be off, so ``x_1`` is given."""
-        return Leapfrog(path.trajectory[:, rows], grid)
+        return Leapfrog(take(path.trajectory, rows, 1), grid)
 
 
 class Leapfrog(Solver):

@@ -37,11 +37,11 @@ class UniInv(Scheme):
             guess = states[-1] - h * v
             v = velocity(guess, grid[step], step)
             if isinstance(velocity, AcceptingVelocity):
-                velocity.accept(step, torch.arange(len(x_1)))
+                velocity.accept(step)
             x = states[-1] - h * v
             moved, size = (x - guess).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)
-            residuals.append((moved / size.clamp_min(1e-12)).float().cpu())
+            residuals.append((moved / size.clamp_min(1e-12)).float())
             states.append(x)
         result = InversionResult.unsolved(states)
         result.evaluations[-1] = 2
-        return dataclasses.replace(result, residuals=torch.stack(residuals[::-1]))
+        return dataclasses.replace(result, residuals=torch.stack(residuals[::-1]).cpu())

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import time_for
 from rectiflow.flow.grid import dynamic_mu
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
@@ -176,7 +177,7 @@ class FluxModel(FlowModel):
         """
         assert cond.pooled is not None
         dtype = self.dtype
-        sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
+        sigma = 1 - time_for(t, x, torch.float32)
         guidance = None
         if self.guidance_embeds:
             guidance = sigma.new_ones(len(x)) if cond.guidance is None else cond.guidance

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.flow.device import sent
 from rectiflow.flow.grid import RESOLUTION, make_grid
 from rectiflow.flow.solver import Callback, Solution, Solver, integrate
 from rectiflow.models.base import FlowModel
@@ -45,7 +46,8 @@ def initial_noise(
         seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         for seed in seeds
     ]
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
+    drawn = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return sent(drawn, model.device)
 
 
 def generate_latents(

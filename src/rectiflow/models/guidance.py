@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import RowNumbers
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
 
@@ -57,8 +58,8 @@ class GuidedVelocity:
         unguided, prompted = self.model.velocity(torch.cat([x, x]), t, both).chunk(2)
         return self.model.combine(unguided, prompted, self.cfg_scale)
 
-    def select(self, rows: Tensor) -> GuidedVelocity:
-        """The field of some rows, int64 [n], for schemes that finish with rows one by one."""
+    def select(self, rows: RowNumbers) -> GuidedVelocity:
+        """The field of some rows, for schemes that finish with rows one by one."""
         part = copy.copy(self)
         part.cond = self.cond if len(self.cond) == 1 else self.cond[rows]
         if self.negative is not None and len(self.negative) > 1:

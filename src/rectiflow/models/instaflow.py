@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import time_for
 from rectiflow.flow.grid import make_grid
 from rectiflow.models.folder import load_in_float32
 from rectiflow.models.metadata import Metadata, write_metadata
@@ -61,7 +62,7 @@ class InstaFlowModel(SDModel):
     def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v = -u(x, 1000 (1 - t))` in float32, or in float64 if `x` is."""
         x = x if x.dtype == torch.float64 else x.float()
-        time = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        time = time_for(t, x, x.dtype)
         return -self.predict(x, self.num_train_timesteps * (1 - time), cond)
 
 

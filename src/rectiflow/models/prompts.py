@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import RowNumbers, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +40,15 @@ class Conditioning:
         """The number of rows."""
         return len(self.embeds)
 
-    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Conditioning:
+    def __getitem__(self, rows: int | slice | RowNumbers) -> Conditioning:
         """Choose rows, in any order and any number of times; one index gives one row."""
-        if isinstance(rows, int):
-            rows = [rows]
-        if not isinstance(rows, slice):
-            rows = torch.as_tensor(rows, device=self.embeds.device)
-        chosen = rows
-        return self._each(lambda part: part[chosen])
+        if isinstance(rows, slice) or (
+            isinstance(rows, Tensor) and rows.device == self.embeds.device
+        ):
+            chosen = rows
+            return self._each(lambda part: part[chosen])
+        numbers = [rows] if isinstance(rows, int) else rows
+        return self._each(lambda part: take(part, numbers))
 
     def repeat(self, times: int) -> Conditioning:
         """The whole batch several times over: rows a, b become a, b, a, b."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rectiflow.flow.device import time_for
 from rectiflow.flow.grid import dynamic_mu
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
@@ -184,7 +185,7 @@ class QwenImageModel(FlowModel):
         """`v = -u(x, 1 - t)` in float32, from one call of the network."""
         dtype = self.dtype
         rows, columns = (side // PATCH for side in x.shape[-2:])
-        sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
+        sigma = 1 - time_for(t, x, torch.float32)
         tokens = functional.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
         (u,) = self.network(
             hidden_states=tokens.to(dtype),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import time_for
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel, joint_site
 from rectiflow.models.prompts import Conditioning, TokenSegment, as_prompts
@@ -143,7 +144,7 @@ class SD3Model(FlowModel):
         """`v = -u(x, 1000 (1 - t))` in float32, from one call of the network."""
         dtype = self.dtype
         assert cond.pooled is not None
-        sigma = 1 - torch.as_tensor(t, dtype=torch.float32, device=x.device)
+        sigma = 1 - time_for(t, x, torch.float32)
         (u,) = self.network(
             hidden_states=x.to(dtype),
             timestep=(sigma * self.pipeline.scheduler.config.num_train_timesteps).expand(len(x)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import precise, time_for
 from rectiflow.flow.diffusion import StraightenedVelocity, VariancePreservingPath
 from rectiflow.models import codec
 from rectiflow.models.base import AttentionSite, FlowModel
@@ -248,12 +249,13 @@ class UNetModel(FlowModel):
     def differentiable_velocity(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """`v(x, t | c)` from one call of the network, in float32, or in float64 if `x` is."""
         x = x if x.dtype == torch.float64 else x.float()
-        # Apple's accelerators have no float64.
-        exact = torch.float32 if x.device.type == "mps" else torch.float64
-        time = torch.as_tensor(t, device=x.device).to(exact)
+        # One time for all rows is on the CPU, and stays there.
+        time = torch.as_tensor(t)
+        time = time.to(precise(time.device))
         path, predict = self.diffusion_path, partial(self.predict, cond=cond)
         if path is None:
-            return -predict(x, _rounded_down(time, self.num_train_timesteps).to(x))
+            timestep = _rounded_down(time, self.num_train_timesteps)
+            return -predict(x, time_for(timestep, x, x.dtype))
         return StraightenedVelocity(predict, path, self.prediction_type)(x, time)
 
     def predict(self, x_t: Tensor, timestep: Tensor, cond: Conditioning) -> Tensor:

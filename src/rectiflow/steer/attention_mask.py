@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rectiflow.flow.device import take
 from rectiflow.models.base import AttentionSite, FlowModel
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.taps import Point, TappedNetwork
@@ -154,19 +155,19 @@ def attention_to(
         query: of the image tokens, ``[n, heads, d]``.
         key: likewise.
         text: keys of the text tokens, ``[L, heads, d]``.
-        tokens: which text tokens, bool ``[L]``.
+        tokens: which text tokens, bool ``[L]`` on the CPU.
         attended: which text tokens are attended to at all, bool ``[L]``; all if None.
     """
     keys = torch.cat([text, key])
     seen = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
     if attended is not None:
         seen[: len(text)] = attended.bool()
-    chosen = tokens.nonzero()[:, 0].to(query.device)
+    chosen = tokens.nonzero()[:, 0]
     total = query.new_zeros(len(query))
     for head in range(query.shape[1]):  # one head at a time: the whole is large
         scores = query[:, head] @ keys[:, head].T / query.shape[-1] ** 0.5
         scores = scores.masked_fill(~seen, -torch.inf)
-        total += scores.softmax(-1)[:, chosen].sum(-1)
+        total += take(scores.softmax(-1), chosen, 1).sum(-1)
     return total / query.shape[1]
 
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import replaced, take
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
 from rectiflow.models.taps import Point, TappedNetwork, tapped
@@ -75,7 +76,7 @@ class AdaLNReplacement:
     """
 
     token_maps: Tensor
-    """int64 ``[pairs, L]``, from `align`."""
+    """int64 ``[pairs, L]``, from `align`, where the features are."""
     steps: int
     points: Sequence[Point]
     token_steps: Tensor | None = None
@@ -85,10 +86,10 @@ class AdaLNReplacement:
         self, point: Point, target: Tensor, source: Tensor, pairs: Sequence[int], step: int
     ) -> Tensor:
         """Replace the features of kept tokens."""
-        maps = self.token_maps[list(pairs)].to(target.device)
+        maps = take(self.token_maps, pairs)
         kept = maps != NOTHING
         if self.token_steps is not None:
-            kept = kept & (step < self.token_steps[list(pairs)].to(target.device))
+            kept = kept & (step < take(self.token_steps, pairs))
         positions = maps.clamp_min(0)[..., None].expand(-1, -1, target.shape[-1])
         return torch.where(kept[..., None], source.gather(1, positions), target)
 
@@ -177,7 +178,7 @@ class ControlledNetwork:
         watch = self.watch if self.watch is not None and step < self.watch.steps else None
         if not (controls or watch) or not rows.targets:
             return self.network.velocity(x, t, cond)
-        targets, sources = list(rows.targets), list(rows.sources)
+        targets, sources = rows.targets, rows.sources
 
         def tap(point: Point, features: Tensor) -> Tensor:
             acting = [control for control in controls if point in self._points[id(control)]]
@@ -188,13 +189,11 @@ class ControlledNetwork:
             return features
 
         def steered_by(acting: list[Control], point: Point, features: Tensor) -> Tensor:
-            source = features[sources] if kept is None else kept(point)
-            steered = features[targets]
+            source = take(features, sources) if kept is None else kept(point)
+            steered = take(features, targets)
             for control in acting:
                 steered = control.replace(point, steered, source, rows.pairs, step)
-            result = features.clone()
-            result[targets] = steered
-            return result
+            return replaced(features, targets, steered)
 
         return self.network.velocity(x, t, cond, tap)
 

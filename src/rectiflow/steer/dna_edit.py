@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+from rectiflow.flow.device import take
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.steer.prompted import end_step, prompted
@@ -33,15 +34,15 @@ def dna_edit(
     are the same, and a path without offsets, a generated one, can be edited too. With equal
     prompts and guidance 1, η = 1 returns the image.
     """
-    owners = list(task.owners)
-    reference, x = task.trajectory[-1][owners], task.trajectory[0][owners]
+    owners = task.owners
+    reference, x = (take(task.trajectory[i], owners) for i in (-1, 0))
     field = prompted(model, task.target, task, preset)
     for step in range(task.steps):
         t, t_next = task.grid[step], task.grid[step + 1]
-        there = task.trajectory[step + 1][owners]
-        asked = x if task.path.offsets is None else x + task.path.offsets[step][owners]
+        here, there = (take(task.trajectory[i], owners) for i in (step, step + 1))
+        asked = x if task.path.offsets is None else x + take(task.path.offsets[step], owners)
         v = field(asked, t, step)
-        reference = reference + (t_next - t) * v - (there - task.trajectory[step][owners])
+        reference = reference + (t_next - t) * v - (there - here)
         v = preset.eta * v + (1 - preset.eta) * (reference - x) / (1 - t)
         x = end_step(task, step, x + (t_next - t) * v, there, callback_on_step_end)
     return Edited(x, field.nfe, task.mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import take
 from rectiflow.invert.preset import Preset
 from rectiflow.models.guidance import guided
 from rectiflow.models.prompts import Conditioning
@@ -92,7 +93,7 @@ class EditField:
         )
 
     def _kept(self, step: int, inner: int, device: torch.device) -> Kept | None:
-        store, owners = self.task.path.features, list(self.task.owners)
+        store, owners = self.task.path.features, self.task.owners
         if store is None:
             return None
-        return lambda point: store.get(step, inner, point, device)[owners]
+        return lambda point: take(store.get(step, inner, point, device), owners)

@@ -18,6 +18,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import take
 from rectiflow.flow.solver import CountedVelocity
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
@@ -40,27 +41,28 @@ def flow_edit(
     returns. Outside a mask the edit returns to the image in every step. The callback gets
     ``z_edit``, and the state in steps of plain sampling.
     """
-    x, owners = task.trajectory[-1], list(task.owners)
+    x, owners = task.trajectory[-1], task.owners
     sources = _sources(model, task, preset)
     targets = prompted(model, task.target, task, preset)
     draw = Draws(model, task, preset)
-    edit, plain = x[owners], task.steps - preset.n_min
+    image, plain = take(x, owners), task.steps - preset.n_min
+    edit = image
     for step in range(plain):
         t, h = task.grid[step], task.grid[step + 1] - task.grid[step]
         moves = []
         for _ in range(preset.n_avg):
             z_source = t * x + (1 - t) * draw()
-            z_target = edit + (z_source - x)[owners]
-            moves.append(targets(z_target, t, step) - sources(z_source, t, step)[owners])
+            z_target = edit + take(z_source - x, owners)
+            moves.append(targets(z_target, t, step) - take(sources(z_source, t, step), owners))
         edit = edit + h * torch.stack(moves).mean(0)
-        edit = end_step(task, step, edit, x[owners], callback_on_step_end)
+        edit = end_step(task, step, edit, image, callback_on_step_end)
     if preset.n_min:
         noise, t = draw(), task.grid[plain]
-        edit = edit + ((1 - t) * (noise - x))[owners]
+        edit = edit + take((1 - t) * (noise - x), owners)
         for step in range(plain, task.steps):
             t, t_next = task.grid[step], task.grid[step + 1]
             edit = edit + (t_next - t) * targets(edit, t, step)
-            stays = (t_next * x + (1 - t_next) * noise)[owners]
+            stays = take(t_next * x + (1 - t_next) * noise, owners)
             edit = end_step(task, step, edit, stays, callback_on_step_end)
     return Edited(edit, sources.nfe + targets.nfe, task.mask)
 

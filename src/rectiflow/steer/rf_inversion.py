@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from rectiflow.flow.device import take
 from rectiflow.flow.grid import active_steps
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
@@ -29,8 +30,8 @@ def rf_inversion(
 
     η = 0 is plain generation; η = 1 in all steps returns the image.
     """
-    owners = list(task.owners)
-    image, x = task.trajectory[-1][owners], task.trajectory[0][owners]
+    owners = task.owners
+    image, x = (take(task.trajectory[i], owners) for i in (-1, 0))
     field = prompted(model, task.target, task, preset)
     drawn = active_steps(preset.eta_ratio, task.steps)
     for step in range(task.steps):
@@ -39,5 +40,6 @@ def rf_inversion(
         if step < drawn:
             v = v + preset.eta * ((image - x) / (1 - t) - v)
         x = x + (t_next - t) * v
-        x = end_step(task, step, x, task.trajectory[step + 1][owners], callback_on_step_end)
+        there = take(task.trajectory[step + 1], owners)
+        x = end_step(task, step, x, there, callback_on_step_end)
     return Edited(x, field.nfe, task.mask)

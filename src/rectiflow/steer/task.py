@@ -23,7 +23,7 @@ class EditTask:
     path: InversionResult
     """Of B sources; what it holds of velocities and features is of the prompts in `source`."""
     grid: Tensor
-    """Rising times ``[N + 1]``."""
+    """Rising times ``[N + 1]``, on the CPU."""
     source: Conditioning
     """B rows: what the sources show, whatever prompt they were inverted under."""
     target: Conditioning

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.flow.device import take
 from rectiflow.flow.grid import active_steps
 from rectiflow.invert.features import attention_points, text_points
 from rectiflow.invert.preset import Preset
@@ -30,8 +31,10 @@ def controls_of(model: FlowModel, preset: Preset, task: EditTask) -> list[Contro
     until = active_steps(preset.adaln_ratio, task.steps)
     if task.token_steps is not None:
         until = int(task.token_steps.max())
+    # Brought there once, not in every step.
+    held = None if task.token_steps is None else task.token_steps.to(model.device)
     controls: list[Control] = [
-        AdaLNReplacement(task.token_maps, until, text_points(model), task.token_steps),
+        AdaLNReplacement(task.token_maps.to(model.device), until, text_points(model), held),
         AttentionInjection(
             active_steps(preset.attention_ratio, task.steps), attention_points(model, preset)
         ),
@@ -121,7 +124,7 @@ def two_branch(
     ``"source"`` only the source's features are those of the true path; with ``"none"`` the
     source too runs free.
     """
-    owners, path = list(task.owners), task.path
+    owners, path = task.owners, task.path
     mask, gatherer = task.mask, derived_mask(model, preset, task)
     watch = gatherer if isinstance(gatherer, AttentionMask) else None
     differences = gatherer if isinstance(gatherer, DerivedMask) else None
@@ -134,7 +137,7 @@ def two_branch(
             seen=0 if watch is None else watch.source_steps,
             compared=0 if differences is None else differences.steps,
         )
-        target, memory, rows = task.trajectory[0][owners], None, 0
+        target, memory, rows = take(task.trajectory[0], owners), None, 0
         for step in range(task.steps):
             t, t_next = task.grid[step], task.grid[step + 1]
             source.begin(step)
@@ -142,9 +145,9 @@ def two_branch(
             beside = len(here) if source.runs(step) else 0
             x = torch.cat([here[:beside], target])
             memory = _last_rows(memory, len(x)) if len(x) <= rows else None
-            rows = len(x)
-            owned = torch.tensor([*range(beside), *owners])
-            solver = SCHEMES[path.scheme or preset.scheme].solver(path, task.grid, owned)
+            if len(x) != rows:
+                rows, owned = len(x), [*range(beside), *owners]
+                solver = SCHEMES[path.scheme or preset.scheme].solver(path, task.grid, owned)
             field.uncontrolled = solver.extra if memory is None else 0
             landed, memory = solver.step(field, x, t, t_next, step, memory)
             correction = source.end(step, landed[:beside] if beside else None)
@@ -152,15 +155,16 @@ def two_branch(
             if differences is not None and differences.wants(step):
                 assert correction is not None
                 own = task.trajectory[step + 1] - correction - here
-                differences.add((moved - target - own[owners]) / (t_next - t))
+                differences.add((moved - target - take(own, owners)) / (t_next - t))
             target = moved
             if source.shared:
                 assert correction is not None
-                target = moved + correction[owners]
+                target = moved + take(correction, owners)
             if gatherer is not None and gatherer.ready(step):
                 mask = gatherer.mask()
             if mask is not None:
-                target = torch.lerp(task.trajectory[step + 1][owners], target, open_cells(mask))
+                there = take(task.trajectory[step + 1], owners)
+                target = torch.lerp(there, target, open_cells(mask))
             if callback_on_step_end is not None:
                 callback_on_step_end(step, t_next, target)
     return Edited(target, field.nfe, mask)

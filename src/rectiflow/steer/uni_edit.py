@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rectiflow.flow.device import take
 from rectiflow.invert.preset import Disagreement, Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.prompts import Conditioning
@@ -38,10 +39,10 @@ def uni_edit(
     Two network samples per target and step, four under guidance, which both prompts are under.
     With equal prompts every ω gives what Euler generates from that state.
     """
-    owners = list(task.owners)
+    owners = task.owners
     both = Conditioning.cat([task.source[owners], task.target])
     field = prompted(model, both, task, preset)
-    x = task.trajectory[0][owners]
+    x = take(task.trajectory[0], owners)
     for step in range(task.steps):
         t, t_next = task.grid[step], task.grid[step + 1]
         v_source, v_target = field(torch.cat([x, x]), t, step).chunk(2)
@@ -49,7 +50,7 @@ def uni_edit(
             v_target - v_source, model.patch if model.packed else 1, preset.disagreement
         )
         x = x + (t_next - t) * fused(v_source, v_target, m, preset.omega)
-        x = end_step(task, step, x, task.trajectory[step + 1][owners], callback_on_step_end)
+        x = end_step(task, step, x, take(task.trajectory[step + 1], owners), callback_on_step_end)
     return Edited(x, field.nfe, task.mask)
 
 
