@@ -25,10 +25,34 @@ Text = tuple[Tensor, Tensor]
 Values = dict[nn.Module, Tensor]
 
 
-class SD3:
+class Net:
+    """A network, called under a text with its guidance."""
+
+    embedded: bool
+    """Whether guidance is an input of the network, and not against the empty prompt."""
+    empty: Text
+
+    def u(
+        self,
+        x: Tensor,
+        sigma: float,
+        text: Text,
+        guidance: float = 1.0,
+        values: Values | None = None,
+    ) -> Tensor:
+        """With values in the place of the prompt's own."""
+        with replaced(values or {}):
+            prompted = self.raw(x, sigma, text, guidance)
+        if self.embedded or guidance == 1:
+            return prompted
+        empty = self.raw(x, sigma, self.empty, guidance)
+        return empty + guidance * (prompted - empty)
+
+
+class SD3(Net):
     """Classifier-free guidance against the empty prompt; latents as they are."""
 
-    family = "sd3"
+    family, embedded = "sd3", False
     segments = (CLIP_LENGTH, T5_LENGTH)
 
     def __init__(self, **kind: Any) -> None:
@@ -44,31 +68,15 @@ class SD3:
         )
         return embeds, pooled
 
-    def u(
-        self,
-        x: Tensor,
-        sigma: float,
-        text: Text,
-        guidance: float = 1.0,
-        values: Values | None = None,
-    ) -> Tensor:
-        """With values in the place of the prompt's own."""
-
-        def raw(embeds: Tensor, pooled: Tensor) -> Tensor:
-            return self.pipe.transformer(
-                hidden_states=x,
-                timestep=torch.tensor([1000 * sigma]),
-                encoder_hidden_states=embeds,
-                pooled_projections=pooled,
-                return_dict=False,
-            )[0]
-
-        with replaced(values or {}):
-            prompted = raw(*text)
-        if guidance == 1:
-            return prompted
-        empty = raw(*self.empty)
-        return empty + guidance * (prompted - empty)
+    def raw(self, x: Tensor, sigma: float, text: Text, guidance: float) -> Tensor:
+        embeds, pooled = text
+        return self.pipe.transformer(
+            hidden_states=x,
+            timestep=torch.tensor([1000 * sigma]),
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
 
     def shifted(self, steps: int) -> list[float]:
         """σ spaced evenly, then shifted once."""
@@ -88,12 +96,12 @@ class SD3:
         return [layer for block in chosen for layer in (block.attn.to_v, block.attn.add_v_proj)]
 
 
-class Flux:
+class Flux(Net):
     """Guidance is an input; latents are packed into tokens of 2 × 2 cells. 1 double and 2 single
     blocks, so that shares of FLUX's 19 and 38 fall between blocks here too.
     """
 
-    family = "flux"
+    family, embedded = "flux", True
 
     def __init__(self) -> None:
         self.pipe = tiny_flux(double=1, single=2)
@@ -105,29 +113,20 @@ class Flux:
         embeds, pooled, _ = self.pipe.encode_prompt(prompt, None, max_sequence_length=T5_LENGTH)
         return embeds, pooled
 
-    def u(
-        self,
-        x: Tensor,
-        sigma: float,
-        text: Text,
-        guidance: float = 1.0,
-        values: Values | None = None,
-    ) -> Tensor:
-        """With values in the place of the prompt's own."""
+    def raw(self, x: Tensor, sigma: float, text: Text, guidance: float) -> Tensor:
         embeds, pooled = text
         side = x.shape[-1] // 2
         places = [(0.0, i, j) for i in range(x.shape[-2] // 2) for j in range(side)]
-        with replaced(values or {}):
-            out = self.pipe.transformer(
-                hidden_states=packed(x),
-                timestep=torch.tensor([sigma]),
-                guidance=torch.tensor([guidance]),
-                encoder_hidden_states=embeds,
-                pooled_projections=pooled,
-                txt_ids=torch.zeros(embeds.shape[1], 3),
-                img_ids=torch.tensor(places),
-                return_dict=False,
-            )[0]
+        out = self.pipe.transformer(
+            hidden_states=packed(x),
+            timestep=torch.tensor([sigma]),
+            guidance=torch.tensor([guidance]),
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+            txt_ids=torch.zeros(embeds.shape[1], 3),
+            img_ids=torch.tensor(places),
+            return_dict=False,
+        )[0]
         return unpacked(out, side)
 
     def factor(self) -> float:
@@ -154,9 +153,6 @@ class Flux:
             *((block.attn.to_v,) for block in network.single_transformer_blocks),
         ]
         return [layer for own in layers[int(first * len(layers) + 1e-9) :] for layer in own]
-
-
-Net = SD3 | Flux
 
 
 def shift(sigma: float, by: float) -> float:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from rectiflow.errors import InputError
 from rectiflow.straighten import metrics_log, trackers
+from rectiflow.straighten.config import TrainConfig
 from rectiflow.straighten.metrics_log import MetricsLog, forget_after
 from rectiflow.straighten.trainer import Trainer
 from tests.straighten.toy import ToyTask, config, records
@@ -67,21 +68,32 @@ def test_reports_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path) -
     assert records(broken) == records(tmp_path / "whole")
 
 
+class Drawing(ToyTask):
+    def draw_samples(self, path: Path) -> None:
+        Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
+
+
+def resumed_run(folder: Path, report_to: str) -> TrainConfig:
+    """Of twelve steps, the last two of them taken twice; its settings."""
+    settings = config(
+        steps=12,
+        measure_every=4,
+        report_to=["jsonl", report_to],
+        save_every=5,
+        checkpoint_minutes=9,
+    )
+    Trainer(Drawing(), settings, folder).train()
+    again = Trainer(Drawing(), settings, folder)
+    assert again.resume("checkpoint-10")
+    again.train()
+    return settings
+
+
 def test_tensorboard_files_hold_every_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = config(
-        steps=12,
-        measure_every=4,
-        report_to=["jsonl", "tensorboard"],
-        save_every=5,
-        checkpoint_minutes=9,
-    )
-    Trainer(Drawing(), settings, tmp_path).train()
-    again = Trainer(Drawing(), settings, tmp_path)
-    assert again.resume("checkpoint-10")
-    again.train()
+    resumed_run(tmp_path, "tensorboard")
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     by_step = {event.step: event.value for event in events.Scalars("train/loss")}
@@ -130,11 +142,6 @@ class Stub(GeneralTracker):
         self.open = False
 
 
-class Drawing(ToyTask):
-    def draw_samples(self, path: Path) -> None:
-        Image.fromarray(np.full((4, 6, 3), 200, np.uint8)).save(path)
-
-
 def test_a_tracker_of_accelerate_is_told_what_the_log_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,17 +149,7 @@ def test_a_tracker_of_accelerate_is_told_what_the_log_is_told(
     monkeypatch.setattr(trackers, "check_tracker", lambda name: None)
     monkeypatch.setattr(metrics_log, "check_tracker", lambda name: None)
     monkeypatch.setattr(Stub, "told", [])
-    settings = config(
-        steps=12,
-        measure_every=4,
-        report_to=["jsonl", "wandb"],
-        save_every=5,
-        checkpoint_minutes=9,
-    )
-    Trainer(Drawing(), settings, tmp_path).train()
-    again = Trainer(Drawing(), settings, tmp_path)
-    assert again.resume("checkpoint-10")
-    again.train()
+    settings = resumed_run(tmp_path, "wandb")
     first, second = Stub.told
     assert not first.open and not second.open
     # The same run, although it is another process's.

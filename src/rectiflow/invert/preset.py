@@ -311,15 +311,7 @@ INVERSION_SETTINGS = (
     "strength",
     "rounding",
     "scheme",
-    "inversion_prompt",
-    "iterations",
-    "tolerance",
-    "average",
-    "warm_start",
-    "stop_at_query",
-    "time",
-    "gamma",
-    "noise_seed",
+    *dict.fromkeys(field for fields in SCHEME_FIELDS.values() for field in fields),
 )
 """The fields of a preset that are settled once an image has been inverted."""
 
