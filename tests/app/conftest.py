@@ -16,6 +16,7 @@ from rectiflow.models import Metadata, write_metadata
 from tests.app import script
 from tests.app.forks import Forks
 from tests.tiny import T5_LENGTH, tiny_sd3
+from tests.workers import made_once
 
 
 class Done(NamedTuple):
@@ -84,9 +85,7 @@ def forks() -> Iterator[Forks]:
 
 @pytest.fixture(scope="session")
 def script_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    script.write_teacher(folder)
-    return folder
+    return made_once(tmp_path_factory, "script-teacher", script.write_teacher)
 
 
 @pytest.fixture(scope="session")
@@ -94,5 +93,8 @@ def script_whole(
     tmp_path_factory: pytest.TempPathFactory, script_teacher: Path, forks: Forks
 ) -> Path:
     """What the script leaves if nothing stops it; tests only read it."""
-    folder = tmp_path_factory.mktemp("whole")
-    return script.from_start_to_end(folder, script_teacher, forks.command)
+
+    def make(folder: Path) -> None:
+        script.from_start_to_end(folder, script_teacher, forks.command)
+
+    return made_once(tmp_path_factory, "script-whole", make) / "out"

@@ -8,16 +8,20 @@ import pytest
 
 from rectiflow.reproduce.workshop import Workshop
 from tests.reproduce.toy_study import workshop, write_teacher
+from tests.workers import made_once
 
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "tiny")
+    return made_once(tmp_path_factory, "study-teacher", write_teacher)
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Workshop:
     """Made by one process that nothing stopped."""
-    place = workshop(teacher, tmp_path_factory.mktemp("whole"))
-    assert place.work(place.study.items) == []
-    return place
+
+    def make(folder: Path) -> None:
+        place = workshop(teacher, folder)
+        assert place.work(place.study.items) == []
+
+    return workshop(teacher, made_once(tmp_path_factory, "study-whole", make))
