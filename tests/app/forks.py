@@ -13,10 +13,13 @@ import importlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +90,30 @@ class Forks:
         self.process.stdin.close()  # by which it knows, also if this process dies
         self.process.wait(timeout=60)
         self._folder.cleanup()
+
+
+def told(words: list[str], ready: Callable[[], object], number: int, log: Path) -> int:
+    """Run a command in a process of its own, and send it a signal when it is ready; its code."""
+    from rectiflow.app import cli
+
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                code = cli.main(words)
+                sys.stdout.flush()
+                sys.stderr.flush()
+        finally:
+            os._exit(code)
+    while not ready() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.002)
+    os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run(address: str, words: list[str]) -> int:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.app.conftest import Done, Run
+from tests.app.forks import told
 
 STEPS = ("--steps", 2)
 
@@ -187,26 +185,21 @@ def test_rows_that_fail_do_not_stop_the_others(run: Run, table: Path, model: Pat
     assert again.code == 0 and again.data["done"] == 2 and again.data["skipped"] == 1
 
 
-@pytest.mark.timeout(400)  # three starts of Python on a machine that may be busy
-def test_killed_and_run_again(table: Path, model: Path) -> None:
+def test_killed_and_run_again(run: Run, table: Path, model: Path) -> None:
     """Nothing is lost and nothing is done twice."""
     rows = [f"one.png,a cat,a {color} dog" for color in ("red", "green", "blue", "yellow")]
     table.write_text("\n".join(["image,from,to", *rows, ""]))
-    words = [sys.executable, "-m", "rectiflow", "edit", "--batch", str(table), "-o", "out",
-             "--model", str(model), "--steps", "2", "--json"]  # fmt: skip
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    file = Path("out/results.jsonl")
-    deadline = time.monotonic() + 170
-    while time.monotonic() < deadline and not (file.is_file() and file.read_bytes()):
-        assert process.poll() is None, "it ended by itself"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    words = ["edit", "--batch", str(table), "-o", "out", "--model", str(model), "--steps", "2"]
+    file, said = Path("out/results.jsonl"), Path("said")
+
+    def begun() -> bool:
+        return file.is_file() and bool(file.read_bytes())
+
+    assert told(words, begun, signal.SIGKILL, said) == -signal.SIGKILL, said.read_text()
     finished = [entry["output"] for entry in log()]
     assert 1 <= len(finished) < 4, "it was killed between the first row and the last"
     before = {name: Path("out", name, "edit-1.png").stat().st_mtime_ns for name in finished}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=170, check=True)
-    data = json.loads(done.stdout)
+    data = run(*words, "--json").data
     assert data["skipped"] == len(finished) and data["done"] == 4 - len(finished)
     assert [entry["output"] for entry in log()] == ["0001", "0002", "0003", "0004"]
     assert before == {n: Path("out", n, "edit-1.png").stat().st_mtime_ns for n in finished}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +25,10 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_chain_as_a_process(model: Path, photo: Path, cwd: Path) -> None:
+def test_a_chain_and_its_files(run: Run, model: Path, photo: Path, cwd: Path) -> None:
     words = ["chain", photo, "--from", APPLE, "--to", GREEN, "--to", CAT, "--to", APPLE]
     words += ["--one-shot", "--model", model, *FAST, "--json", "-o", "out"]
-    command = [sys.executable, "-m", "rectiflow", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)
+    data = run(*words).data
     folder = cwd / "out"
     assert data == json.loads((folder / "chain.json").read_text(encoding="utf-8"))
     kinds = ("turn", "one-shot")

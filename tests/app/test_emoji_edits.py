@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ import pytest
 from rectiflow.evaluate import edit_ablations, edit_tuning
 from rectiflow.models import Metadata, write_metadata
 from tests.app.conftest import Run
-from tests.app.test_going_on import told
+from tests.app.forks import told
 from tests.tiny import T5_LENGTH, tiny_sd3
 
 
@@ -184,14 +180,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(run: Run, sd3: Path, tmp_path: P
     words += ["--methods", "nothing,euler"]
     unbroken = run(*words, "-o", tmp_path / "unbroken").data
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "rectiflow", *map(str, words), "-o", str(folder)]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 100
-    while not list((folder / "parts").glob("euler-*.safetensors")):
-        assert started.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    command, log = [*map(str, words), "-o", str(folder)], tmp_path / "log"
+
+    def begun() -> bool:
+        return bool(list((folder / "parts").glob("euler-*.safetensors")))
+
+    assert told(command, begun, signal.SIGKILL, log) == -signal.SIGKILL, log.read_text()
     assert not (folder / "emoji-edits.json").exists()
     (before,) = (folder / "parts").glob("nothing-*.safetensors")
     untouched = before.stat().st_mtime_ns

@@ -7,19 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rectiflow.app.cli import main
 from rectiflow.models import load
 from rectiflow.straighten import checkpoint
 from rectiflow.straighten.training_record import read_record
 from tests.app.conftest import Done, Run
-from tests.app.forks import Forks
+from tests.app.forks import Forks, told
 from tests.app.script import PAIRS, files, same
 from tests.straighten.toy import records
 
@@ -136,28 +133,6 @@ def test_train_is_not_made_shorter_either(
     run("train", "emoji-vae", "--set", "steps=1").refuses("has taken 2 steps, and 1 are asked for")
     done = run("train", "emoji-vae", "--set", "steps=4", "--max-minutes", 0)
     assert done.code == 75 and "step 3 of 4; the same command goes on" in done.out
-
-
-def told(words: list[str], ready: Callable[[], object], number: int, log: Path) -> int:
-    """Run a command in a process of its own, and send it a signal when it is ready; its code."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            with log.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                code = main(words)
-                sys.stdout.flush()
-                sys.stderr.flush()
-        finally:
-            os._exit(code)
-    while not ready() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        time.sleep(0.002)
-    os.kill(child, number)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize(

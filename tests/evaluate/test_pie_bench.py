@@ -5,11 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +26,7 @@ from rectiflow.models.images import SizePolicy, fit, to_tensor
 from rectiflow.models.load import load
 from rectiflow.report import read_png
 from rectiflow.steer import edit
+from tests.app.forks import told
 from tests.tiny import T5_LENGTH, tiny_sd3
 
 PRESET = dataclasses.replace(PRESETS["euler"], num_inference_steps=2)
@@ -163,20 +160,12 @@ def test_a_killed_run_goes_on_to_the_same_end(
     model_folder: Path, data: Path, unbroken: Run, model: FlowModel, tmp_path: Path
 ) -> None:
     """kill -9 in the middle, then the same again: every file as if nothing had happened."""
-    command = [sys.executable, "-m", "rectiflow", "evaluate", "pie-bench", "--data", str(data)]
+    command = ["evaluate", "pie-bench", "--data", str(data)]
     command += ["--model", str(model_folder), "--device", "cpu", "--preset", "euler"]
     command += ["--set", "num_inference_steps=2", "-o", str(tmp_path)]
     run = dataclasses.replace(unbroken, output=tmp_path)
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, start_new_session=True, env=os.environ.copy()
-        )
-        while len(run.left) == EDITS and process.poll() is None:
-            time.sleep(0.005)
-        assert process.poll() is None, log.read_text()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    log, begun = tmp_path / "log", lambda: len(run.left) < EDITS
+    assert told(command, begun, signal.SIGKILL, log) == -signal.SIGKILL, log.read_text()
     assert 0 < len(run.left) < EDITS
     assert make_results(model, run) == []
     assert pictures(run) == pictures(unbroken)
