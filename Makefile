@@ -53,8 +53,9 @@ lint: install-dev
 types: install-dev
 	$(VENV)/bin/mypy
 
+# In the order of the folders: what has few tests, and takes long, is not left for the end.
 pytest: install-dev
-	$(VENV)/bin/pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install-dev
 	$(VENV)/bin/pytest -q -m slow
