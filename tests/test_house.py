@@ -6,6 +6,7 @@ Every file below ``src/rectiflow`` is parsed; only the docstring check imports a
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -112,9 +113,12 @@ def violations(module: str, tree: ast.AST, *, is_package: bool = False) -> list[
     return found
 
 
-def parsed() -> Iterator[tuple[Path, str, ast.Module]]:
-    for file in FILES:
-        yield file, name_of(file), ast.parse(file.read_text(encoding="utf-8"), str(file))
+@functools.cache
+def parsed() -> list[tuple[Path, str, ast.Module]]:
+    return [
+        (file, name_of(file), ast.parse(file.read_text(encoding="utf-8"), str(file)))
+        for file in FILES
+    ]
 
 
 def docstrings(tree: ast.AST) -> set[int]:

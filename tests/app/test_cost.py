@@ -51,7 +51,7 @@ def said(text: str) -> int:
     return int(line.partition(" network samples")[0].split()[-1])
 
 
-@pytest.mark.parametrize("more", [(), ("--diagnose",), ("--guidance", 2)], ids=str)
+@pytest.mark.parametrize("more", [(), ("--guidance", 2, "--diagnose")], ids=str)
 @pytest.mark.parametrize("preset", [name for name in PRESETS if not name.endswith("-flux")])
 def test_edit(
     run: Run, model: Path, photo: Path, cwd: Path, preset: str, more: tuple[Any, ...]
@@ -63,7 +63,7 @@ def test_edit(
     assert nfe["total"] == sum(rows) > 0
     assert set(nfe) == {"inversion", "editing", "reconstruction", "total"}
     assert nfe["total"] == nfe["inversion"] + nfe["editing"] + nfe["reconstruction"]
-    assert (nfe["reconstruction"] > 0) == (more == ("--diagnose",))
+    assert (nfe["reconstruction"] > 0) == ("--diagnose" in more)
 
 
 def test_the_default_spends_two_samples_a_step(
@@ -115,13 +115,13 @@ def test_chain(run: Run, model: Path, photo: Path, cwd: Path) -> None:
 
 
 def test_demo(run: Run, model: Path, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CASES", demo.CASES[:2])
+    monkeypatch.setattr(demo, "CASES", demo.CASES[:1])
     with counted() as rows:
-        assert said(run("demo", "-m", model, "-o", "d").out) == sum(rows) == 2 * 60
+        assert said(run("demo", "-m", model, "-o", "d").out) == sum(rows) == 60
     with counted() as rows:
         data = run("demo", "-m", model, "-o", "d", "--json", "--diagnose").data
-    # The edits, and of each picture a way back to its noise and two forth.
-    assert data["nfe"]["total"] == sum(rows) == 2 * (60 + 90)
+    # The edit, and of its picture a way back to its noise and two forth.
+    assert data["nfe"]["total"] == sum(rows) == 60 + 90
     assert sum(case["nfe"]["total"] for case in data["cases"]) == sum(rows)
 
 
@@ -156,11 +156,11 @@ def test_generate(run: Run, model: Path, cwd: Path, more: tuple[Any, ...]) -> No
 
 
 def test_evaluate(run: Run, model: Path, cwd: Path) -> None:
-    for name in ("fast", "exact", "ftedit", "flowedit"):
-        words = ("evaluate", "emoji-edits", "--limit", 2, "-m", model, "--json", "--methods")
+    for name in ("fast", "flowedit"):
+        words = ("evaluate", "emoji-edits", "--limit", 1, "-m", model, "--json", "--methods")
         with counted() as rows:
             entry = run(*words, name).data["methods"][name]
-        assert 2 * entry["nfe"] == pytest.approx(sum(rows))
+        assert entry["nfe"] == sum(rows)
 
 
 def test_pie_bench(run: Run, model: Path, cwd: Path) -> None:

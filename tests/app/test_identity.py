@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import rectiflow as rf
+from rectiflow.app.cli import main
 from rectiflow.errors import InputError
 from rectiflow.straighten.export import save_pipeline
 from rectiflow.straighten.training_record import read_record
@@ -50,15 +51,33 @@ def edit(file: Path, **settings: Any) -> dict[str, Any]:
 Pairs = Callable[..., Any]
 
 
+def making(*words: object) -> list[str]:
+    """The command that makes the pairs, in the teacher's folder's."""
+    Path("prompts.txt").write_text("a red cat\ntwo apples\n")
+    given = ("--prompts", "prompts.txt", "--model", "teacher", "--out", "store", *PAIRS)
+    return ["pairs", *map(str, (*given, *words))]
+
+
 @pytest.fixture
 def pairs(run: Run) -> Pairs:
-    def call(*words: object) -> Any:
-        prompts = Path("prompts.txt")
-        prompts.write_text("a red cat\ntwo apples\n")
-        given = ("--prompts", prompts, "--model", "teacher", "--out", "store", *PAIRS)
-        return run("pairs", *given, *words)
+    return lambda *words: run(*making(*words))
 
-    return call
+
+@pytest.fixture(scope="module")
+def first_half(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of which the first of two workers has made its part."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copytree(kept / "sd", folder / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(making("--worker", "1/2")) == 0
+    return folder / "store"
+
+
+@pytest.fixture
+def begun(first_half: Path, teacher: Path) -> Path:
+    """A copy beside the teacher."""
+    return Path(shutil.copytree(first_half, "store"))
 
 
 @pytest.mark.parametrize(
@@ -94,31 +113,30 @@ def pairs(run: Run) -> Pairs:
     ],
 )
 def test_two_workers_and_a_teacher_edited_between_them(
-    pairs: Pairs, teacher: Path, file: str, change: dict[str, Any], words: str
+    pairs: Pairs, begun: Path, teacher: Path, file: str, change: dict[str, Any], words: str
 ) -> None:
-    assert pairs("--worker", "1/2").code == 0
-    before = {path: path.read_bytes() for path in Path("store").iterdir()}
-    was = edit(teacher / file, **change)
+    before = {path: path.read_bytes() for path in begun.iterdir()}
+    edit(teacher / file, **change)
     pairs("--worker", "2/2").refuses(
         "store was begun with the same weights as another field", words
     )
-    assert {path: path.read_bytes() for path in Path("store").iterdir()} == before
-    (teacher / file).write_text(json.dumps(was))
-    assert pairs("--worker", "2/2", "--json").data["complete"]
+    assert {path: path.read_bytes() for path in begun.iterdir()} == before
 
 
-def test_notes_that_change_no_picture_are_no_other_field(pairs: Pairs, teacher: Path) -> None:
-    assert pairs("--worker", "1/2").code == 0
+def test_notes_that_change_no_picture_are_no_other_field(
+    pairs: Pairs, begun: Path, teacher: Path
+) -> None:
     edit(teacher / SCHEDULER, _diffusers_version="0.10.0", trained_betas=None)
     edit(teacher / "text_encoder/config.json", architectures=["X"], transformers_version="4.0")
     edit(teacher / "unet/config.json", _name_or_path="/home/me/unet")
     assert pairs("--worker", "2/2", "--json").data["complete"]
 
 
-def test_old_stores_go_on_and_stay_as_they_are(pairs: Pairs, run: Run, teacher: Path) -> None:
+def test_old_stores_go_on_and_stay_as_they_are(
+    pairs: Pairs, run: Run, begun: Path, teacher: Path
+) -> None:
     """Of format 1, whose teacher is known by its weights alone."""
-    assert pairs("--worker", "1/2").code == 0
-    manifest = Path("store/manifest.json")
+    manifest = begun / "manifest.json"
     said = json.loads(manifest.read_text())
     del said["identity"]
     text = json.dumps(said | {"format": 1}, indent=2, sort_keys=True)

@@ -50,9 +50,9 @@ def run(folders: list[str], output: Path) -> dict[str, Any]:
         Session(said, True),
         model=ModelOptions(models=folders),
         output=output,
-        limit=3,
+        limit=2,
         steps=(1, 2),
-        batch_size=3,
+        batch_size=2,
     )
     figures: dict[str, Any] = json.loads(said.getvalue())
     assert figures == json.loads((output / "straight-edits.json").read_text())
@@ -62,7 +62,7 @@ def run(folders: list[str], output: Path) -> dict[str, Any]:
 def test_the_command(folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = run(folders, tmp_path / "out")
     teacher, twin, rectified = folders
-    assert figures["n"] == 3 and list(figures["models"]) == folders
+    assert figures["n"] == 2 and list(figures["models"]) == folders
     assert figures["models"][rectified]["kind"] == "flow"
     for entry in figures["models"].values():
         for count, methods in entry["steps"].items():

@@ -84,9 +84,14 @@ def ours(made: dict[str, Path], model: str, scales: dict[str, float], steps: int
     ).x  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "steps"), [("diffusion", 3), ("rectified", 1)])
 @pytest.mark.parametrize(
-    "scales", [{"both": 1.0}, {"unet": 0.5}, {"text": 1.0}, {"both": 0.5, "unet": -0.75}]
+    ("model", "steps", "scales"),
+    [
+        ("diffusion", 3, {"both": 1.0}),
+        ("diffusion", 3, {"unet": 0.5}),
+        ("rectified", 1, {"text": 1.0}),
+        ("rectified", 1, {"both": 0.5, "unet": -0.75}),
+    ],
 )
 def test_it_is_the_stock_pipeline(
     made: dict[str, Path], model: str, steps: int, scales: dict[str, float]

@@ -71,7 +71,7 @@ def assert_same(ours: Tensor, theirs: Tensor, relative: float) -> None:
 
 
 CASES = [(kind, "sd", 5) for kind in ("epsilon", "v_prediction", "sample")]
-CASES += [("epsilon", "sd", steps) for steps in (1, 2, 25, 50)]
+CASES += [("epsilon", "sd", steps) for steps in (1, 2, 25)]
 CASES += [(kind, name, 5) for name in ("linear", "cosine") for kind in ("epsilon", "v_prediction")]
 CASES += [("v_prediction", "zero-snr", 25), ("sample", "zero-snr", 5), ("epsilon", "zero-snr", 2)]
 
