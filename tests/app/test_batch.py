@@ -113,6 +113,7 @@ def test_a_broken_off_line_costs_one_row(run: Run, table: Path, model: Path) -> 
 
 def test_seeds_masks_and_presets_by_row(run: Run, table: Path, model: Path) -> None:
     mask = Image.new("L", (40, 24), 0)
+    mask.paste(255, (8, 4, 24, 20))
     mask.save("data/mask.png")
     table.write_text(
         "to,from,image,seed,mask,preset\na dog,a cat,,3,,\na dog,a cat,one.png,,mask.png,euler\n"
