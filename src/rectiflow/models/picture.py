@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rectiflow.errors import InputError
+from rectiflow.report.metadata import srgb_profile
 
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 """A file; a Pillow image; an array ``[H, W]`` or ``[H, W, C]`` or a tensor ``[C, H, W]``, or a
@@ -98,13 +98,6 @@ def with_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:
     result = Image.fromarray(own.round().clip(0, 255).astype(np.uint8))
     result.putalpha(alpha)
     return result
-
-
-@cache
-def srgb_profile() -> bytes:
-    """The ICC profile of sRGB, for files that are written; the same bytes at any time."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return profile[:24] + bytes(12) + profile[36:]  # without the date
 
 
 def _read(source: Picture, use: Callable[[Image.Image], T]) -> T:
@@ -241,10 +234,13 @@ def _upright(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     image = _upright(image)
     colours = _srgb(image)
-    if not image.has_transparency_data:
-        return colours
-    colours.putalpha(image.convert("RGBA").getchannel("A"))
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
+    if image.has_transparency_data:
+        colours.putalpha(image.convert("RGBA").getchannel("A"))
+        white = Image.new("RGBA", image.size, "white")
+        colours = Image.alpha_composite(white, colours).convert("RGB")
+    # Whoever saves it would write the profile, or a resolution, of another picture.
+    colours.info = {}
+    return colours
 
 
 def _srgb(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,17 @@ from rectiflow.files import replacing
 KEY = "rectiflow"
 
 
+@cache
+def srgb_profile() -> bytes:
+    """The ICC profile of sRGB, for files that are written: the same bytes at any time."""
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + bytes(12) + profile[36:]  # without the date
+
+
 def save_png(image: Image.Image, path: str | PathLike[str], settings: Mapping[str, Any]) -> Path:
-    """Save a picture with what made it, and return its path.
+    """Save a picture, in sRGB, with what made it, and return its path.
 
     Args:
         image: The picture.
@@ -32,7 +42,7 @@ def save_png(image: Image.Image, path: str | PathLike[str], settings: Mapping[st
     kept = json.dumps({"version": __version__, **settings}, ensure_ascii=False, allow_nan=False)
     text.add_itxt(KEY, kept)  # iTXt is UTF-8: prompts may hold anything
     with replacing(path) as unfinished:
-        image.save(unfinished, format="PNG", pnginfo=text)
+        image.save(unfinished, format="PNG", pnginfo=text, icc_profile=srgb_profile())
     return path
 
 
