@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import WorkError
 from rectiflow.flow.grid import make_grid
 from rectiflow.invert.features import FeatureStore, RecordingField, wanted_features
@@ -25,6 +26,7 @@ from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.taps import tapped
 
 
+@checked
 @torch.no_grad()
 def invert(
     model: FlowModel,

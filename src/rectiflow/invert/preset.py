@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
+from rectiflow.arguments import check_type
 from rectiflow.errors import InputError, nearest
 from rectiflow.flow.grid import active_steps
 from rectiflow.models.guidance import check_guidance
@@ -185,6 +187,8 @@ class Preset:
                 close = nearest(name, known) or f"; there are: {', '.join(sorted(known))}"
                 raise InputError(f"unknown setting {name!r}{close}")
         given = {name: value for name, value in settings.items() if value is not None}
+        if isinstance(given.get("features"), list):
+            given["features"] = tuple(given["features"])
         changed = dataclasses.replace(self, **given)
         changed.check()
         changed.check_used(given)
@@ -202,6 +206,8 @@ class Preset:
         Raises:
             InputError: names the first field that is out of range, and its range.
         """
+        for name, hint in _types().items():
+            check_type(name, getattr(self, name), hint)
         for name, least in (("num_inference_steps", 1), ("iterations", 0), ("tolerance", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
@@ -292,6 +298,12 @@ class Preset:
                     f"{name} has no effect on the scheme {self.scheme} with the method "
                     f"{self.method}: leave it out"
                 )
+
+
+@functools.cache
+def _types() -> dict[str, Any]:
+    """Of the fields."""
+    return get_type_hints(Preset)
 
 
 RATIOS = (

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.models.hub import first_sentence, hub_answers, refusal
 from rectiflow.models.images import to_tensor
 from rectiflow.models.libraries import quiet_libraries
-from rectiflow.models.picture import load_image
+from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.unet import UNetModel
 from rectiflow.models.weights import check_finite
 
@@ -32,10 +32,11 @@ MUST_AGREE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "
 """What a ControlNet and the U-Net beside it have in common, as their configurations say."""
 
 
+@checked
 def with_control(
     model: Model,
     controlnet: str | Path | nn.Module,
-    image: str | Path | Image.Image | Tensor,
+    image: Picture,
     controlnet_conditioning_scale: float = 1.0,
 ) -> Model:
     """The same model under the control of an image; `model` itself is left as it is.
@@ -244,7 +245,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def _as_tensor(image: str | Path | Image.Image | Tensor) -> Tensor:
+def _as_tensor(image: Picture) -> Tensor:
     """The image as float32 [1, 3, H, W] in [0, 1]."""
     if not isinstance(image, Tensor):
         return to_tensor(load_image(image))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.device import sent
 from rectiflow.flow.grid import RESOLUTION, make_grid
@@ -141,6 +142,7 @@ def generate_latents(
     return solution
 
 
+@checked
 def generate(
     model: FlowModel,
     prompts: str | Sequence[str],

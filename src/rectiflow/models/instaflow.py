@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.flow.device import time_for
 from rectiflow.flow.grid import make_grid
@@ -95,6 +96,7 @@ def official_metadata(metadata: Metadata, name: str) -> Metadata:
     return metadata
 
 
+@checked
 def import_instaflow(
     source: str | Path,
     folder: str | Path,

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.flow.solver import Solution
 from rectiflow.models.base import FlowModel
@@ -161,6 +162,7 @@ def walk_latents(
     return Solution(torch.cat([s.x for s in solutions]), None, sum(s.nfe for s in solutions))
 
 
+@checked
 def interpolate(
     model: FlowModel,
     prompts: str | Sequence[str],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError, WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.flux import FluxModel
@@ -48,6 +49,7 @@ def embedded_models() -> list[str]:
     return sorted(index.parent.name for index in WEIGHTS.glob(f"*/{INDEX}"))
 
 
+@checked
 def load(
     name_or_folder: str | Path,
     *,

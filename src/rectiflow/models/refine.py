@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.flow.grid import RESOLUTION, part
 from rectiflow.flow.solver import Callback, Solution, Solver
@@ -112,6 +113,7 @@ def refine_latents(
     )
 
 
+@checked
 def refine(
     model: FlowModel,
     images: Image.Image | Sequence[Image.Image],

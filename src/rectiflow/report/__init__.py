@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from rectiflow.arguments import checked
 from rectiflow.report.edit_report import (
     Alignment,
     EditEntry,
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 
+@runtime_checkable
 class Reportable(Protocol):
     """A result that knows how to describe itself in plain data."""
 
@@ -43,6 +45,7 @@ class Reportable(Protocol):
         ...
 
 
+@checked
 def report(result: Reportable | EditReport, path: str | PathLike[str]) -> Path:
     """Write the report of an edit as one HTML file that needs nothing else, and return its path.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.invert.inverting import from_latents
 from rectiflow.invert.presets import Preset
@@ -130,6 +131,7 @@ class ChainResult:
         )
 
 
+@checked
 def edit_chain(
     model: FlowModel,
     image: Picture | Inversion | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError, WorkError
 from rectiflow.invert.diagnosis import diagnosis_of
 from rectiflow.invert.features import check_controls
@@ -20,6 +21,7 @@ from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.prompts import as_prompts
 from rectiflow.steer.alignment import align
 from rectiflow.steer.attention_mask import changed_tokens
+from rectiflow.steer.each_picture import each_picture
 from rectiflow.steer.edit_result import EditResult, MaskKind
 from rectiflow.steer.editing import edit_latents
 from rectiflow.steer.masks import mask_cells, pasted, picture_masks, read_mask
@@ -29,6 +31,8 @@ from rectiflow.steer.warnings import edit_warnings, unknown_image
 from rectiflow.steer.windows import check_windows, word_steps
 
 
+@each_picture
+@checked
 def edit(
     model: FlowModel,
     image: Picture | Inversion | None = None,
@@ -55,6 +59,8 @@ def edit(
         model: from `rectiflow.load`.
         image: a picture of any size: a file, a Pillow image, an array or a tensor (`Picture`).
             Or an `Inversion` made before, which is reused with the settings it was made with.
+            A list of them gives a list of results; `mask` and `source_prompt` may be lists then,
+            with one for each.
         prompts: what the image should show instead; each gives one result.
         source_prompt: what it shows now; the empty prompt when None.
         negative_prompt: what guidance pushes away from; has no effect without guidance.

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.invert.features import check_controls
 from rectiflow.invert.inverting import from_seed
@@ -51,6 +52,7 @@ class ConsistentResult:
         return self.edit.warnings
 
 
+@checked
 def consistent(
     model: FlowModel,
     prompts: Sequence[str],

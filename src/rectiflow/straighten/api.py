@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from rectiflow.arguments import checked
 from rectiflow.errors import WorkError
 from rectiflow.models.base import FlowModel
 from rectiflow.straighten.assembly import loaded
@@ -14,6 +15,7 @@ from rectiflow.straighten.phases import FIRST, plan_phases, run_phases
 from rectiflow.straighten.training_record import read_record, short_name
 
 
+@checked
 def reflow(
     model: FlowModel | str,
     pairs: str | Path | None = None,
@@ -44,6 +46,7 @@ def reflow(
     return _straighten("reflow", model, pairs, config, run, max_minutes, settings)
 
 
+@checked
 def distill(
     model: FlowModel | str,
     pairs: str | Path | None = None,

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import torch
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import check_guidance
@@ -55,6 +56,7 @@ class PairsMade:
     """Whether the whole store is there, other writers' shards included."""
 
 
+@checked
 def make_pairs(
     model: FlowModel,
     prompts: str | Sequence[str],

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError, install
 
 COLUMNS = ("prompt", "caption", "text")
@@ -26,6 +27,7 @@ Row = tuple[str, Any]
 """Where a row is, to be named in errors, and what it holds: text, or a mapping with columns."""
 
 
+@checked
 def load_prompts(source: str | Path, most: int | None = None, *, blanks: bool = True) -> list[str]:
     """Read a list of prompts.
 
