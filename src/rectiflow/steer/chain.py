@@ -198,7 +198,9 @@ def edit_chain(
                 model, turns[-1].latents, original.restore, before, preset=chosen
             )
             result = again(inversion, prompts=prompt, preset=chosen)
-            result = dataclasses.replace(result, reused=False)
+            result = dataclasses.replace(
+                result, inversion_nfe=inversion.nfe, inversion_seconds=inversion.seconds
+            )
             new = [text for text in result.warnings if text not in warnings]
             warnings += [f"Turn {len(turns) + 1}: {text}" for text in new]
         if one_shot and prompt not in straight:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from rectiflow.invert.preset import METHOD_FIELDS
 from rectiflow.invert.presets import DEFAULT_PRESET, Preset, get_preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
-from rectiflow.models.picture import Picture, load_image
+from rectiflow.models.picture import Picture, load_alpha, load_image, with_alpha
 from rectiflow.models.prompts import as_prompts
 from rectiflow.steer.alignment import align
 from rectiflow.steer.attention_mask import changed_tokens
@@ -25,8 +27,10 @@ from rectiflow.steer.each_picture import each_picture
 from rectiflow.steer.edit_result import EditResult, MaskKind
 from rectiflow.steer.editing import edit_latents
 from rectiflow.steer.masks import mask_cells, pasted, picture_masks, read_mask
+from rectiflow.steer.region import edit_region
 from rectiflow.steer.source import check_reuse, inverted, prompt_of, source_place
 from rectiflow.steer.task import EditTask, StepCallback
+from rectiflow.steer.variants import check_variants, draws_noise, edit_variants
 from rectiflow.steer.warnings import edit_warnings, unknown_image
 from rectiflow.steer.windows import check_windows, word_steps
 
@@ -47,6 +51,9 @@ def edit(
     mask_grow: int = 0,
     mask_blur: float = 0.0,
     paste_back: bool = False,
+    crop_to_mask: bool = False,
+    keep_alpha: bool = False,
+    num_images_per_prompt: int = 1,
     windows: Mapping[str, float] | None = None,
     seed: int | None = None,
     diagnose: bool = False,
@@ -75,6 +82,12 @@ def edit(
         mask_blur: standard deviation in pixels of a Gaussian that softens its edges afterwards.
         paste_back: give the results the source's own pixels, to the bit, where the mask is black,
             and mix them where it is grey.
+        crop_to_mask: edit the region of the mask alone, at the model's own size and with some of
+            what is around it, and put it back into the picture, which is pasted back elsewhere.
+            For a derived mask, the whole picture is edited first.
+        keep_alpha: edit the picture on white, and give the results its transparency.
+        num_images_per_prompt: variants of each edit, with noise of `noise_seed`, `noise_seed` + 1,
+            … Refused where the scheme and the method draw none.
         windows: words or phrases that stay, and the share of the steps over which each of them is
             held to what it is in the source; `adaln_ratio` for all others.
         seed: instead of an image: edit what the model generates from this seed and
@@ -88,15 +101,46 @@ def edit(
         InputError: an image, prompt or setting is wrong.
         WorkError: the network returned something that is not a number.
     """
-    reused = isinstance(image, Inversion)
+    given = image
     if preset is None:
         preset = image.preset if isinstance(image, Inversion) else DEFAULT_PRESET
     chosen = get_preset(preset, model.family, **settings)
     if isinstance(image, Inversion):
-        check_reuse(image, model, source_prompt, settings)
-        chosen = chosen.inverted_as(image.preset)
+        new = {
+            name: value
+            for name, value in settings.items()
+            if name == "noise_seed" and value is not None
+        }
+        new = new if draws_noise(image.preset, image.seed is not None) else {}
+        check_reuse(image, model, source_prompt, {**settings, **dict.fromkeys(new)})
+        chosen = dataclasses.replace(chosen.inverted_as(image.preset), **new)
         chosen.check_inversion_prompt()
         chosen.check_path_is_read()
+    generated = image is None or (isinstance(image, Inversion) and image.seed is not None)
+    check_variants(num_images_per_prompt, chosen, isinstance(image, Inversion), generated)
+    masked: dict[str, Any] = {
+        "mask": mask, "mask_invert": mask_invert, "mask_resize": mask_resize,
+        "mask_grow": mask_grow, "mask_blur": mask_blur,
+    }  # fmt: skip
+    again = functools.partial(
+        edit, model, prompts=prompts, source_prompt=source_prompt, negative_prompt=negative_prompt,
+        preset=preset, windows=windows, seed=seed, callback_on_step_end=callback_on_step_end,
+    )  # fmt: skip
+    whole = masked | {"paste_back": paste_back, "crop_to_mask": crop_to_mask}
+    if keep_alpha:
+        alpha = _alpha_of(given)
+        many = {"num_images_per_prompt": num_images_per_prompt, "diagnose": diagnose}
+        result = again(given, **whole, **many, **settings)
+        images = [with_alpha(one, alpha) for one in result.images]
+        return dataclasses.replace(result, images=images, source=with_alpha(result.source, alpha))
+    if num_images_per_prompt > 1:
+        once = functools.partial(again, given, **settings | whole)
+        return edit_variants(once, num_images_per_prompt, chosen.noise_seed, diagnose)
+    if crop_to_mask:
+        once = functools.partial(again, diagnose=diagnose, **settings)
+        return edit_region(
+            once, _to_be_cut(image, mask is not None, chosen), model.size_policy, masked
+        )
     targets = as_prompts(prompts)
     # Whatever is wrong is found before the work.
     check_controls(model, chosen, windows=bool(windows))
@@ -174,17 +218,41 @@ def edit(
         windows=dict(windows or {}),
         edit_nfe=edited.nfe,
         edit_seconds=seconds,
-        reused=reused,
+        inversion_nfe=0 if inversion is given else inversion.nfe,
+        inversion_seconds=0.0 if inversion is given else inversion.seconds,
         diagnosis=diagnosis,
         warnings=warnings,
     )
 
 
-def _check_paste_back(image: Image.Image | Inversion | None, given: bool, preset: Preset) -> None:
-    """Refuse pasting back where there is no mask, or nothing to paste."""
+def _alpha_of(image: Picture | Inversion | None) -> Image.Image:
+    """What ``keep_alpha`` keeps."""
+    if image is None or isinstance(image, Inversion):
+        raise InputError("keep_alpha needs the picture itself, whose transparency is kept: give it")
+    alpha = load_alpha(image)
+    if alpha is None:
+        raise InputError("keep_alpha: nothing of the picture is transparent; leave it out")
+    return alpha
+
+
+def _to_be_cut(image: Picture | Inversion | None, mask: bool, preset: Preset) -> Image.Image:
+    """What ``crop_to_mask`` cuts from."""
+    _check_mask("crop_to_mask", mask, preset)
+    if image is None or isinstance(image, Inversion):
+        raise InputError("crop_to_mask inverts the region by itself: give the picture")
+    return load_image(image)
+
+
+def _check_mask(name: str, given: bool, preset: Preset) -> None:
+    """Refuse what needs a mask where there is none."""
     derived = preset.mask_threshold and "mask_threshold" in METHOD_FIELDS[preset.method]
     if not (given or derived):
-        raise InputError("paste_back needs a mask: give one, or mask_threshold to derive one")
+        raise InputError(f"{name} needs a mask: give one, or mask_threshold to derive one")
+
+
+def _check_paste_back(image: Image.Image | Inversion | None, given: bool, preset: Preset) -> None:
+    """Refuse pasting back where there is no mask, or nothing to paste."""
+    _check_mask("paste_back", given, preset)
     if isinstance(image, Inversion) and image.picture is None and image.seed is None:
         raise InputError(
             "paste_back needs the picture, which this inversion does not hold: give it"

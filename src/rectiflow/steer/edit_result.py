@@ -15,6 +15,7 @@ from torch import Tensor
 from rectiflow.invert.diagnosis import Diagnosis
 from rectiflow.invert.presets import Preset, method_name
 from rectiflow.invert.trajectory import Inversion
+from rectiflow.models.picture import load_image
 from rectiflow.report import Alignment as WordAlignment
 from rectiflow.report import EditEntry, EditReport, Noise
 from rectiflow.steer.alignment import Alignment
@@ -48,11 +49,18 @@ class EditResult:
     edit_nfe: int
     """Network samples of the editing alone."""
     edit_seconds: float
-    reused: bool
-    """Whether `inversion` was given, so that this edit has not paid for it."""
+    inversion_nfe: int
+    """Network samples paid for inverting: 0 where the inversion was given."""
+    inversion_seconds: float
+    """Likewise."""
     diagnosis: Diagnosis | None = field(repr=False)
     """If it was asked for."""
     warnings: list[str]
+    noise_seeds: list[int] = field(default_factory=list)
+    """Of each variant, where several were asked for."""
+    region: tuple[int, int, int, int] | None = None
+    """What was cut out and edited alone, by ``crop_to_mask``: left, top, right, bottom. `latents`,
+    `mask` and `inversion` are of it, the pictures of the whole."""
 
     @property
     def nfe(self) -> dict[str, int]:
@@ -61,7 +69,7 @@ class EditResult:
         ``inversion``, ``editing``, ``reconstruction`` (what the diagnosis took) and ``total``.
         """
         spent = {
-            "inversion": 0 if self.reused else self.inversion.nfe,
+            "inversion": self.inversion_nfe,
             "editing": self.edit_nfe,
             "reconstruction": self.diagnosis.nfe if self.diagnosis else 0,
         }
@@ -71,11 +79,19 @@ class EditResult:
     def seconds(self) -> dict[str, float]:
         """Likewise."""
         spent = {
-            "inversion": 0.0 if self.reused else self.inversion.seconds,
+            "inversion": self.inversion_seconds,
             "editing": self.edit_seconds,
             "reconstruction": self.diagnosis.seconds if self.diagnosis else 0.0,
         }
         return spent | {"total": sum(spent.values())}
+
+    def placed(self, picture: Image.Image) -> Image.Image:
+        """A picture of the region in its place in the source; itself where all was edited."""
+        if self.region is None:
+            return picture
+        whole = load_image(self.source)
+        whole.paste(picture, self.region[:2])
+        return whole
 
     def edit_report(
         self,
@@ -100,9 +116,9 @@ class EditResult:
         if self.diagnosis is not None:
             inversion, exact = self.diagnosis.inversion, self.diagnosis.reconstruction
             returned = {
-                "reconstruction": exact.image,
-                "uncompensated": self.diagnosis.uncompensated.image,
-                "codec": inversion.images(inversion.latents)[0],
+                "reconstruction": self.placed(exact.image),
+                "uncompensated": self.placed(self.diagnosis.uncompensated.image),
+                "codec": self.placed(inversion.images(inversion.latents)[0]),
                 "compensation": exact.compensation.tolist(),
             }
         known = list(targets) or [None] * len(self.images)
@@ -110,7 +126,7 @@ class EditResult:
         entries = [
             EditEntry(
                 prompt=prompt,
-                image=image,
+                image=load_image(image),  # on white
                 target=target,
                 alignment=WordAlignment(
                     source=alignment.source_words,
@@ -135,12 +151,14 @@ class EditResult:
             title=title,
             model=inversion.model.name,
             preset=method_name(self.preset),
-            source=self.source,
+            source=load_image(self.source),
             edits=entries,
             source_prompt=inversion.source_prompt,
             settings=dataclasses.asdict(self.preset)
             | {"mask": self.mask_kind, "paste_back": self.paste_back}
-            | ({"windows": dict(self.windows)} if self.windows else {}),
+            | ({"windows": dict(self.windows)} if self.windows else {})
+            | ({"noise_seeds": self.noise_seeds} if self.noise_seeds else {})
+            | ({"region": self.region} if self.region else {}),
             command=command,
             times=inversion.grid.tolist(),
             residuals=inversion.residuals,

@@ -14,6 +14,7 @@ from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.base import FlowModel
 from rectiflow.models.identity import difference
 from rectiflow.models.images import Restore, placed
+from rectiflow.steer.variants import redrawn
 
 
 def inverted(
@@ -40,7 +41,7 @@ def inverted(
     if (image is None) == (seed is None):
         raise InputError("give an image or a seed, one of the two")
     if isinstance(image, Inversion):
-        return image
+        return redrawn(image, model, preset.noise_seed)
     if image is not None:
         return invert(model, image, source_prompt, preset=preset)
     assert seed is not None

@@ -9,6 +9,7 @@ from rectiflow.invert.presets import Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.guidance import guided
 from rectiflow.report.pictures import psnr
+from rectiflow.steer.region import size_warning
 
 
 def edit_warnings(
@@ -46,6 +47,8 @@ def edit_warnings(
     model = inversion.model
     if doubt := model.metadata.doubt(model.name, preset.num_inference_steps, alpha):
         found.append(f"{doubt}.")
+    if (text := size_warning(inversion.restore)) is not None:
+        found.append(text)
     if negative_prompt and alpha == 1:
         scale = "true_cfg_scale" if inversion.model.guidance_embeds else "guidance_scale"
         found.append(
