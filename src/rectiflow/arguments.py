@@ -31,6 +31,7 @@ NAMES = {
     "ndarray": "an array",
     "Tensor": "a tensor",
     "FlowModel": "a model from rectiflow.load",
+    "UNetModel": "a model from rectiflow.load that has a U-Net",
     "dtype": "a dtype of torch",
     "Callable": "a function",
     "Mapping": "a dictionary",
@@ -80,6 +81,8 @@ def check_type(name: str, value: object, hint: Any) -> None:
     if isinstance(value, str) and "a model from" in wanted:
         raise InputError(f"{name} is a name, {value!r}: load it first, rectiflow.load({value!r})")
     shown = " ".join(repr(value).split())
+    if shown.startswith("<"):
+        shown = _description(type(value))
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     raise InputError(f"{name} is {shown}: give {wanted}")
 

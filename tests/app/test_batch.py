@@ -116,10 +116,16 @@ def test_seeds_masks_and_presets_by_row(run: Run, table: Path, model: Path) -> N
     mask.paste(255, (8, 4, 24, 20))
     mask.save("data/mask.png")
     table.write_text(
-        "to,from,image,seed,mask,preset\na dog,a cat,,3,,\na dog,a cat,one.png,,mask.png,euler\n"
+        "to,from,image,seed,mask,preset,num_images\n"
+        "a dog,a cat,,3,,,2\n"
+        "a dog,a cat,one.png,,mask.png,euler,\n"
     )
     rows = batch(run, table, model, "--json").data["rows"]
     assert rows[0]["image"] is None and rows[1]["status"] == "done"
+    variants = [np.asarray(Image.open(f"out/0001/edit-{n}.png")) for n in (1, 2)]
+    assert not np.array_equal(*variants)
+    assert log()[0]["variants"] == ["0001/edit-2.png"] and not log()[1]["variants"]
+    assert "-n 2" in Path("out/0001/report.html").read_text(encoding="utf-8")
     assert "--seed 3" in Path("out/0001/report.html").read_text(encoding="utf-8")
     from rectiflow.report import read_png
 
@@ -139,6 +145,7 @@ def test_seeds_masks_and_presets_by_row(run: Run, table: Path, model: Path) -> N
         ("image,from,to,seed\n,a cat,a dog,-1\n", ("line 2", "seed -1")),
         ("image,from,to,preset\none.png,a,b,best\n", ("line 2", "preset is 'best'")),
         ("image,from,to,mask\none.png,a,b,none.png\n", ("line 2", "none.png")),
+        ("image,from,to,num_images\none.png,a,b,0\n", ("line 2", "the num_images 0 is not")),
         ("image,from,to\nedits.csv,a,b\n", ("line 2", "edits.csv is not an image")),
         ("image,from,to,output\none.png,a,b,../x\n", ("line 2", "../x")),
         ("image,from,to,output\none.png,a,b,x\none.png,a,c,X\n", ("line 2", "another row's")),

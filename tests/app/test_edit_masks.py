@@ -80,6 +80,51 @@ def test_a_transparent_mask_of_another_size_turned_round(
         )
 
 
+def test_variants_are_numbered_named_and_replayed(
+    run: Run, model: Path, photo: Path, cwd: Path
+) -> None:
+    words = ["--from", "a red apple", "--to", "a green apple", "--to", "a cat", "-m", model]
+    done = run("edit", photo, *words, "--steps", "3", "-n", "2", "--json")
+    assert done.code == 0, done
+    edits = [(edit["image"], edit["prompt"], edit["noise_seed"]) for edit in done.data["edits"]]
+    assert edits == [
+        ("edit-1.png", "a green apple", 0),
+        ("edit-2.png", "a green apple", 1),
+        ("edit-3.png", "a cat", 0),
+        ("edit-4.png", "a cat", 1),
+    ]
+    for number in (2, 3):
+        assert run("replay", f"out/edit-{number}.png", "--json").data["identical"] is True
+    run("invert", photo, "--prompt", "a red apple", "--preset", "fast", "--steps", "3",
+        "-o", "x.safetensors", "-m", model)  # fmt: skip
+    saved = run("edit", "x.safetensors", *words[2:], "-n", "2", "-o", "saved", "--json")
+    assert saved.code == 0, saved
+    assert run("replay", "saved/edit-4.png", "--json").data["identical"] is True
+    one, other = (np.asarray(Image.open(f"{f}/edit-4.png")).astype(int) for f in ("out", "saved"))
+    assert np.abs(one - other).max() <= 1  # features are kept of one, and asked again of another
+    run("edit", photo, *words, "--preset", "exact", "-n", "2").refuses("2 variants would be equal")
+
+
+def test_a_region_and_transparency(run: Run, model: Path, photo: Path, cwd: Path) -> None:
+    large = Image.open(photo).resize((400, 240))
+    mask = Image.new("L", large.size)
+    mask.paste(255, (200, 100, 210, 108))
+    mask.save("spot.png")
+    clear = large.copy()
+    clear.putalpha(mask.point(lambda value: 55 + 200 * value // 255))
+    clear.save("clear.png")
+    options = ["--mask", "spot.png", "--crop-to-mask", "--keep-alpha", "--diagnose", "-m", model]
+    done = run("edit", "clear.png", *EDIT, *options, "--json")
+    assert done.code == 0, done
+    assert done.data["settings"]["crop_to_mask"] is done.data["settings"]["keep_alpha"] is True
+    with Image.open("out/edit-1.png") as edited, Image.open("out/reconstruction.png") as back:
+        assert edited.mode == "RGBA" and edited.size == back.size == large.size
+        assert np.array_equal(np.asarray(edited)[..., 3], np.asarray(clear)[..., 3])
+    assert run("replay", "out/edit-1.png", "--json").data["identical"] is True
+    run("replay", "out/reconstruction.png").refuses("replay the edit")
+    run("edit", photo, *EDIT, "--keep-alpha", "-m", model).refuses("is transparent")
+
+
 def test_derived_masks_are_named(run: Run, model: Path, photo: Path, cwd: Path) -> None:
     for kind, options in (
         ("none", []),
@@ -130,3 +175,4 @@ def test_what_is_wrong_is_one_line(
 
 def test_not_with_a_table(run: Run, model: Path, cwd: Path) -> None:
     run("edit", "--batch", "x.csv", "--paste-back", "-m", model).refuses("leave out --paste-back")
+    run("edit", "--batch", "x.csv", "-n", "3", "-m", model).refuses("leave out --num-images")

@@ -222,7 +222,7 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
     view = with_control(model, controlnet, picture(size=(40, 32)))
     with pytest.raises(InputError, match="control image is 40 × 32 and the picture 32 × 32"):
         generate(view, PROMPTS, num_inference_steps=1)
-    with pytest.raises(InputError, match="no U-Net"):
+    with pytest.raises(InputError, match="that has a U-Net"):
         with_control(cast(Any, tiny_model()), controlnet, picture())
     pipeline = tiny_sd()
     pipeline.unet = StackedUNet.from_unet(pipeline.unet)

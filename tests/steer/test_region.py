@@ -55,7 +55,7 @@ def drawn(size: tuple[int, int], *box: int) -> Image.Image:
         (100, 10, 420, 14),
         (0, 0, 600, 400),
         (7, 90, 8, 391),
-    ],  # fmt: skip
+    ],
 )
 @pytest.mark.parametrize("policy", [SizePolicy(8, 128, 64 * 64), SizePolicy(16, 1536, 1024 * 1024)])
 def test_a_region_holds_the_mask_and_its_context(
@@ -89,10 +89,11 @@ def test_the_region_is_edited_as_a_picture_of_its_own(
     assert np.array_equal(pixels(result.images[0])[black], pixels(large)[black])
     assert not np.array_equal(pixels(result.images[0])[~black], pixels(large)[~black])
     assert not any("enlarged" in text for text in result.warnings)
-    whole = rf.edit(model, large, mask=mask, **given)
+    half = drawn(large.size, 0, 0, 300, 200)
+    whole = rf.edit(model, large, mask=half, **given)
     assert any("600 × 400, and the edit is made at 39 × 26" in text for text in whole.warnings)
     assert any("--crop-to-mask" in text for text in whole.warnings)
-    much = rf.edit(model, large, mask=drawn(large.size, 0, 0, 300, 200), crop_to_mask=True, **given)
+    much = rf.edit(model, large, mask=half, crop_to_mask=True, **given)
     assert any(text.startswith("The region is 45") for text in much.warnings)
 
 

@@ -166,6 +166,7 @@ def _edit(
     result, data = editing.perform(model, row.job, picture, _command(model, row), own, shared)
     return result.inversion, {
         "edited": f"{row.name}/{data['edits'][0]['image']}",
+        "variants": [f"{row.name}/{edit['image']}" for edit in data["edits"][1:]],
         "report": f"{row.name}/{data['report']}",
         "shared_inversion": shared is not None,
         "nfe": data["nfe"],
@@ -209,6 +210,7 @@ def _command(model: FlowModel, row: Row) -> str:
     ):
         words += [] if value is None else [option, str(value)]
     words += ["--diagnose"] if job.diagnose else []
+    words += ["-n", str(job.num_images)] if job.num_images > 1 else []
     whole = dataclasses.asdict(job.preset)
     for name in job.named:
         words += ["--set", f"{name}={json.dumps(whole[name])}"]

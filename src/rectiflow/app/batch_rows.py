@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rectiflow.invert import Preset
 
 NEEDED = ("image", "from", "to")
-COLUMNS = (*NEEDED, "negative", "mask", "seed", "preset", "output")
+COLUMNS = (*NEEDED, "negative", "mask", "seed", "preset", "num_images", "output")
 
 Choose = Callable[[str | None, bool], tuple["Preset", list[str]]]
 
@@ -54,6 +54,7 @@ class Row:
             "negative": job.negative,
             "preset": options.whole(job.preset),
             "diagnose": job.diagnose,
+            "num_images": job.num_images,
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -140,7 +141,7 @@ def _row(
     chosen, named = choose(given.get("preset", preset), reused)
     job = edit_job.Job(
         image=folder / Path(given["image"]).expanduser() if "image" in given else None,
-        seed=_seed(given["seed"]) if "seed" in given else None,
+        seed=_number("seed", given["seed"], 0) if "seed" in given else None,
         source_prompt=given.get("from"),
         prompts=[given["to"]],
         negative=given.get("negative"),
@@ -150,6 +151,7 @@ def _row(
         preset_name=given.get("preset", preset),
         named=named,
         diagnose=diagnose,
+        num_images=_number("num_images", given.get("num_images", "1"), 1),
     )
     edit_job.check(job)
     for file in (job.image, job.mask):
@@ -158,9 +160,9 @@ def _row(
     return Row(line, name, job)
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) > options.LARGEST_SEED:
-        raise InputError(f"the seed {text} is not a whole number from 0")
+def _number(name: str, text: str, least: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= options.LARGEST_SEED:
+        raise InputError(f"the {name} {text} is not a whole number from {least}")
     return int(text)
 
 

@@ -24,6 +24,8 @@ class Around:
     mask_grow: int = 0
     mask_blur: float = 0.0
     paste_back: bool = False
+    crop_to_mask: bool = False
+    keep_alpha: bool = False
     windows: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -46,6 +48,8 @@ class Job:
     """The fields of the preset that were set one by one."""
     around: Around = field(default_factory=Around)
     diagnose: bool = False
+    num_images: int = 1
+    """Variants of each edit."""
 
     @property
     def reused(self) -> bool:
@@ -95,7 +99,7 @@ def check(job: Job) -> None:
         raise InputError("give an image or --seed, one of the two")
     if job.seed is not None and not job.source_prompt:
         raise InputError('--seed needs --from "...": what should be generated and then edited?')
-    _check_kept(job.output, len(job.prompts), job.image, job.mask)
+    _check_kept(job.output, len(job.prompts) * job.num_images, job.image, job.mask)
 
 
 def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:

@@ -83,6 +83,27 @@ def edit(
         bool,
         typer.Option("--paste-back", help="Outside the mask, keep the image's pixels to the bit."),
     ] = False,
+    crop_to_mask: Annotated[
+        bool,
+        typer.Option(
+            "--crop-to-mask",
+            help="Edit the mask's region alone at the model's own size, and put it back into the "
+            "image: for large photographs.",
+        ),
+    ] = False,
+    keep_alpha: Annotated[
+        bool,
+        typer.Option("--keep-alpha", help="Give the results the transparency of the image."),
+    ] = False,
+    num_images: Annotated[
+        int,
+        typer.Option(
+            "--num-images",
+            "-n",
+            min=1,
+            help="Variants of each edit, with noise of noise_seed, noise_seed + 1, ...",
+        ),
+    ] = 1,
     window: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,8 +124,9 @@ def edit(
         typer.Option(
             "--batch",
             metavar="FILE.csv",
-            help="Edit many: a row each of image,from,to[,negative,mask,seed,preset,output]. "
-            "The same command again goes on where it stopped.",
+            help="Edit many: a row each of image,from,to"
+            "[,negative,mask,seed,preset,num_images,output]. The same command again goes on where "
+            "it stopped.",
             show_default=False,
         ),
     ] = None,
@@ -143,7 +165,8 @@ def edit(
                      "--mask": mask, "--seed": seed, "--mask-invert": mask_invert,
                      "--mask-resize": mask_resize, "--mask-grow": mask_grow,
                      "--mask-blur": mask_blur, "--paste-back": paste_back,
-                     "--window": window}  # fmt: skip
+                     "--crop-to-mask": crop_to_mask, "--keep-alpha": keep_alpha,
+                     "--num-images": num_images > 1, "--window": window}  # fmt: skip
             check_alone(given)
             from rectiflow.app.batch import run_batch
 
@@ -155,8 +178,8 @@ def edit(
         job = Job(
             image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
             Around(mask_invert, mask_resize, mask_grow or 0, mask_blur or 0.0, paste_back,
-                   windows_of(window or [])),
-            diagnose,
+                   crop_to_mask, keep_alpha, windows_of(window or [])),
+            diagnose, num_images,
         )  # fmt: skip
         check(job)
         picture = read(job)
@@ -186,7 +209,7 @@ def perform(
     Returns:
         The result, and its JSON.
     """
-    source: Image.Image | Inversion | None = inversion or picture
+    source: Image.Image | Path | Inversion | None = inversion or picture
     chosen = options.preset_on(model, job.preset, job.preset_name, job.named)
     seed, replaced = job.seed, {}
     if job.reused and inversion is None:
@@ -199,6 +222,8 @@ def perform(
         chosen = source.preset if job.preset_name is None else chosen
     elif seed is not None and "guidance_scale" in job.named:
         replaced = {"guidance_scale": chosen.guidance_scale}  # the picture's own too
+    if job.around.keep_alpha and picture is not None:
+        source = job.image  # the picture that was read is on white
     result = run(
         model,
         source,
@@ -210,6 +235,7 @@ def perform(
         mask=job.mask,
         seed=None if inversion is not None else seed,
         diagnose=job.diagnose,
+        num_images_per_prompt=job.num_images,
         **dataclasses.asdict(job.around),
         **replaced,
     )

@@ -19,6 +19,7 @@ from rectiflow.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
+    from rectiflow.steer import EditResult
 
 Picture = Annotated[Path, typer.Argument(metavar="PNG", help="A picture rectiflow has written.")]
 
@@ -103,7 +104,7 @@ def replay(
             ) from error
         if output is not None:
             save_png(new, output, made)
-        worst = _largest_difference(old, new)
+        worst = _largest_difference(old, load_image(new))
         data = {
             "picture": str(picture),
             "identical": worst == 0,
@@ -145,16 +146,25 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
     if made["command"] == "generate":
         return paint(model, made)[0]
     import rectiflow
-    from rectiflow.invert import Preset, diagnosis_of
+    from rectiflow.invert import Inversion, Preset, diagnosis_of
 
     settings = made["settings"] | {"features": tuple(made["settings"]["features"])}
     source = _source(model, made, picture)
     preset = Preset(**settings)
     if made["role"] == "reconstruction":
+        if made.get("crop_to_mask"):
+            raise InputError(
+                f"{picture} shows how a region came back, beside its edit: replay the edit"
+            )
         return diagnosis_of(_inversion(model, source, made, preset)).reconstruction.image
     if source is None:
         source = _inversion(model, source, made, preset)
-    result = rectiflow.edit(
+    more: dict[str, Any] = {
+        one.name: made[one.name] for one in dataclasses.fields(Around) if one.name in made
+    }
+    if isinstance(source, Inversion) and source.preset.noise_seed != preset.noise_seed:
+        more["noise_seed"] = preset.noise_seed
+    result: EditResult = rectiflow.edit(
         model,
         source,
         prompts=made["prompts"],
@@ -163,7 +173,7 @@ def _again(model: FlowModel, made: dict[str, Any], picture: Path) -> Image.Image
         negative_prompt=made["negative_prompt"],
         preset=preset,
         mask=_mask(made),
-        **{one.name: made[one.name] for one in dataclasses.fields(Around) if one.name in made},
+        **more,
     )
     return result.images[made["number"] - 1]
 
@@ -200,7 +210,7 @@ def _source(model: FlowModel, made: dict[str, Any], picture: Path) -> Any:
         if candidate.is_file():
             found = load_image(candidate)
             if source_hash(candidate, found) == made["source_hash"]:
-                return found
+                return candidate if made.get("keep_alpha") else found
     raise InputError(
         f"the source {original} is gone or has changed, and so has source.png beside {picture}: "
         "put one of them back"

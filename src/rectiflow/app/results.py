@@ -47,7 +47,7 @@ def about(
     return record.of_model(model) | {
         "command": "edit",
         "source_prompt": result.inversion.source_prompt,
-        "prompts": result.prompts,
+        "prompts": result.prompts[:: result.variants],
         "negative_prompt": negative_prompt,
         "method": method_name(preset, result.preset),
         "settings": options.whole(result.preset),
@@ -91,12 +91,14 @@ def write_pictures(folder: Path, result: EditResult, made: dict[str, Any]) -> li
         }
     save_png(result.source, folder / "source.png", about_source)
     if result.diagnosis is not None:
-        back = result.diagnosis.reconstruction.image
+        back = result.placed(result.diagnosis.reconstruction.image)
         save_png(back, folder / "reconstruction.png", made | {"role": "reconstruction"})
     names = []
-    for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True), 1):
-        names.append(f"edit-{number}.png")
-        about = {"role": "edit", "number": number, "prompt": prompt}
+    for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True)):
+        names.append(f"edit-{number + 1}.png")
+        about = {"role": "edit", "number": number // result.variants + 1, "prompt": prompt}
+        if result.noise_seeds:  # each is made again by itself
+            about["settings"] = made["settings"] | {"noise_seed": result.noise_seeds[number]}
         save_png(image, folder / names[-1], made | about)
     return names
 
@@ -107,6 +109,7 @@ def as_data(
     """The JSON of an edit; a PSNR of equal pictures is infinite, which JSON writes as null."""
     inversion, diagnosis, count = result.inversion, result.diagnosis, len(result.images)
     known = inversion if diagnosis is None else diagnosis.inversion
+    seeds = result.noise_seeds or [0] * count
     shown = ("source_prompt", "negative_prompt", "seed", "source", "mask",
              *(one.name for one in dataclasses.fields(Around)))  # fmt: skip
     return {
@@ -117,21 +120,30 @@ def as_data(
         "mask": result.mask_kind,
         "inversion": inversion_data(known, diagnosis)
         | {"nfe": inversion.nfe, "seconds": inversion.seconds},
-        **({} if diagnosis is None else {"reconstruction": returned(diagnosis, result.source)}),
+        **({} if diagnosis is None else {"reconstruction": returned(diagnosis, _inverted(result))}),
         "edits": [
             {
                 "prompt": prompt,
                 "image": image,
+                **({"noise_seed": noise_seed} if result.noise_seeds else {}),
                 "nfe": result.edit_nfe // count,
                 "seconds": result.edit_seconds / count,
             }
-            for prompt, image in zip(result.prompts, images, strict=True)
+            for prompt, image, noise_seed in zip(result.prompts, images, seeds, strict=True)
         ],
         "nfe": result.nfe,
         "seconds": result.seconds["total"],
         "report": "report.html",
         "warnings": warnings,
     }
+
+
+def _inverted(result: EditResult) -> Image.Image:
+    """The picture that was inverted: the source on white, or the region of it that was edited."""
+    from rectiflow.models.picture import load_image
+
+    source = load_image(result.source)
+    return source if result.region is None else source.crop(result.region)
 
 
 def inversion_data(inversion: Inversion, diagnosis: Diagnosis | None = None) -> dict[str, Any]:

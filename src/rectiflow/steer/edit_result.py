@@ -63,6 +63,11 @@ class EditResult:
     `mask` and `inversion` are of it, the pictures of the whole."""
 
     @property
+    def variants(self) -> int:
+        """How many pictures there are of each prompt, one after the other."""
+        return len(set(self.noise_seeds)) or 1
+
+    @property
     def nfe(self) -> dict[str, int]:
         """Network samples that this edit has spent: an inversion that was given costs it none.
 

@@ -146,8 +146,8 @@ def mask_cells(mask: Image.Image, restore: Restore, shape: Sequence[int]) -> Ten
     if cells.max() < LEAST:
         raise InputError(
             f"the mask lets {cells.max().item():.1%} of the edit through at the "
-            f"{restore.size[0]} × {restore.size[1]} the model sees: make its white brighter or "
-            "larger (--mask-grow)"
+            f"{restore.size[0]} × {restore.size[1]} the model sees: make it larger "
+            "(--mask-grow), or edit its region alone (--crop-to-mask)"
         )
     return cells
 
