@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,32 @@ def test_a_model_s_cautions_come_first() -> None:
     (caution,) = model.cautions
     assert said(model).startswith(caution)
     assert caution not in said(tiny_flux_model())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read", "remedy"),
+    [
+        ("a (red:1.3) apple", "(red:1.3)", "words have no weights here"),
+        ("a ( small cat : .7 ) left", "( small cat : .7 )", "words have no weights here"),
+        ("a ((red)) apple", "((red))", "--window WORD=RATIO"),
+        ("a red++ apple", "red++", "words have no weights here"),
+        ("a (small cat)- left", ")-", "words have no weights here"),
+        ("a cat <lora:ink:0.8>", "<lora:ink:0.8>", "--lora"),
+        *((plain, None, None) for plain in (
+            "a cat (small, left)", "a watch (at 10:30)", "a picture (4:3)", "a well-known cat",
+            "a dark-red apple: two cats", "C+ grade", "a C++ book", "a cat - two dogs",
+        )),
+    ],
+)  # fmt: skip
+def test_weights_of_words_are_read_as_text(
+    prompt: str, read: str | None, remedy: str | None
+) -> None:
+    model = tiny_model()
+    heard = said(model, prompt=prompt)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rf.generate(model, prompt, num_inference_steps=1)
+    generated = "\n".join(str(one.message) for one in caught)
+    for text in (heard, generated):
+        assert ("is read as text" in text) == (read is not None), text
+        assert read is None or (f"{read!r} is read as text" in text and str(remedy) in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,17 @@ from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.flow.device import RowNumbers, take
+
+SYNTAX = (
+    (re.compile(r"<lora:[^<>]*>"), "not as a LoRA: load it with lora=['FILE@SCALE'] (--lora)"),
+    (
+        re.compile(r"\([^()]*[^()\d:]:\s*\d*\.?\d+\s*\)|\(\([^()]*\)\)|\w{2,}\+\+|\)[+-]+"),
+        "since words have no weights here: leave it out. Raise guidance_scale (--guidance) for "
+        "more of the whole prompt, give negative_prompt (--negative) what to push away from, and, "
+        "in an edit, hold a word with windows (--window WORD=RATIO)",
+    ),
+)
+"""What other programs make of a prompt, and what to do instead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +138,20 @@ class TokenSegment:
     def stop(self) -> int:
         """The first position after the segment."""
         return self.start + self.length
+
+
+def doubt_of_syntax(prompt: str) -> str | None:
+    """What of a prompt other programs would take for an instruction, and here is text; else None.
+
+    Example:
+        >>> doubt_of_syntax("a (red:1.3) apple")
+        "'(red:1.3)' is read as text, ...
+        >>> doubt_of_syntax("a red apple (at 10:30)")
+    """
+    for pattern, remedy in SYNTAX:
+        if found := pattern.search(prompt):
+            return f"{found.group()!r} is read as text, {remedy}"
+    return None
 
 
 def as_prompts(prompts: str | Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rectiflow.models.prompts import TokenSegment
+from rectiflow.models.prompts import TokenSegment, doubt_of_syntax
 
 if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
@@ -51,7 +51,7 @@ def segment(
 
 
 def warn_of_prompts(model: FlowModel, prompts: Sequence[str]) -> None:
-    """Warn of each prompt that is too long for a tokenizer, and of words the model does not know.
+    """Warn of prompts too long for a tokenizer, of words the model does not know, and of weights.
 
     To be called from an `encode_prompt` under `torch.no_grad`: it is its caller that is named.
     """
@@ -62,6 +62,7 @@ def warn_of_prompts(model: FlowModel, prompts: Sequence[str]) -> None:
         for prompt, cut in zip(prompts, part.cut, strict=True)
         if cut
     ]
+    found += filter(None, (doubt_of_syntax(one) for one in prompts))
     found += filter(None, (model.metadata.doubt_of_words(model.name, one) for one in prompts))
     for text in found:
         warnings.warn(text, stacklevel=4)  # past ourselves and torch.no_grad's wrapper

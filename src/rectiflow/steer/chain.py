@@ -136,7 +136,7 @@ def edit_chain(
     model: FlowModel,
     image: Picture | Inversion | None = None,
     *,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     negative_prompt: str | None = None,
     preset: str | Preset | None = None,
     mask: Picture | None = None,

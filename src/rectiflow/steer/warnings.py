@@ -8,6 +8,7 @@ from rectiflow.invert.domain import findings
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.guidance import guided
+from rectiflow.models.prompts import doubt_of_syntax
 from rectiflow.report.pictures import psnr
 from rectiflow.steer.region import size_warning
 
@@ -34,6 +35,8 @@ def edit_warnings(
                 )
     for prompt in dict.fromkeys([*prompts, negative_prompt or ""]):
         if doubt := inversion.model.metadata.doubt_of_words(inversion.model.name, prompt):
+            found.append(f"{doubt}.")
+        if doubt := doubt_of_syntax(prompt):
             found.append(f"{doubt}.")
     unused = preset.inversion_prompt == "empty" and preset.method == "rf_inversion"
     if not inversion.source_prompt and not unused:
