@@ -172,7 +172,7 @@ def test_without_peft(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
         return None if name == "peft" else found(name, *more)
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
-    with pytest.raises(InputError, match=r"pip install 'rectiflow\[lora\]'"):
+    with pytest.raises(InputError, match=r'pip install "\.\[lora\]"'):
         load(made["model"], lora=[made["first"]])
     assert load(made["model"]).name == str(made["model"])
 

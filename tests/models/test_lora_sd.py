@@ -125,7 +125,7 @@ def test_a_peft_too_old_for_transformers(
     monkeypatch.setattr(f"{peft}.MIN_PEFT_VERSION", "99.1.0")
     message = (
         rf"^the LoRA {made['text']} needs peft 99.1.0 or newer beside transformers \d.*, and here "
-        r"is \d.*: pip install 'peft>=99.1.0' \(.*'rectiflow\[lora\]'"
+        r"is \d.*: pip install 'peft>=99.1.0' \(.*\.\[lora\]"
     )
     with pytest.raises(InputError, match=message) as caught:
         load(made["diffusion"], lora=[str(made["text"])], device="cpu")

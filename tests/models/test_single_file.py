@@ -239,7 +239,7 @@ def test_gguf_without_its_package(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=r"pip install 'rectiflow\[gguf\]'"):
+    with pytest.raises(InputError, match=r'pip install "\.\[gguf\]"'):
         load(tmp_path / "model.gguf", base=base)
 
 

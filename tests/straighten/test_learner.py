@@ -150,7 +150,7 @@ def test_adamw8bit_names_its_package(tmp_path: Path) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        with pytest.raises(InputError, match=r"bitsandbytes.*rectiflow\[bitsandbytes\]"):
+        with pytest.raises(InputError, match=r"bitsandbytes.*\.\[bitsandbytes\]"):
             Trainer(ToyTask(), config(optimizer="adamw8bit"), tmp_path)
     else:
         pytest.skip("bitsandbytes is here")

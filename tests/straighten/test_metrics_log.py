@@ -221,6 +221,6 @@ def test_a_missing_tensorboard_is_named_before_anything_is_done(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # what Python does where there is none
-    with pytest.raises(InputError, match=r"pip install 'rectiflow\[tensorboard\]'"):
+    with pytest.raises(InputError, match=r'pip install "\.\[tensorboard\]"'):
         Trainer(ToyTask(), config(report_to=["tensorboard"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
