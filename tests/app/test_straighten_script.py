@@ -94,7 +94,7 @@ def kill_in(process: subprocess.Popen[str], out: Path, stage: str, rng: random.R
     begun: int | None = None
     last: dict[Path, int] = {}
     while process.poll() is None:
-        time.sleep(0.001)
+        time.sleep(0.004)
         try:
             now = entries(out, stage)
         except FileNotFoundError:
