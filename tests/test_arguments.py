@@ -79,6 +79,18 @@ def test_what_people_give(model: SD3Model, arguments: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
+def test_files_of_our_own(model: SD3Model, tmp_path: Path) -> None:
+    inversion = rf.invert(model, Image.new("RGB", (32, 32)), "a", num_inference_steps=1)
+    for call, message in (
+        (lambda: inversion.save(3), "path is 3: give text or a path"),  # type: ignore[arg-type]
+        (lambda: rf.Inversion.load(3, model), "path is 3: give text or a path"),  # type: ignore[arg-type]
+        (lambda: rf.Inversion.load("x", "tiny"), "model is a name, 'tiny': load it first"),  # type: ignore[arg-type]
+        (lambda: rf.PairStore.open(None), "uri is None: give text or a path"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            call()
+
+
 def test_a_preset_built_with_a_wrong_type(model: SD3Model) -> None:
     wrong = dataclasses.replace(rf.PRESETS["fast"], num_inference_steps="4")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="num_inference_steps is '4': give a whole number"):

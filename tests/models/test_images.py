@@ -18,7 +18,7 @@ from PIL import Image
 
 from rectiflow.errors import InputError
 from rectiflow.models.images import Restore, SizePolicy, fit, to_pil, to_tensor
-from rectiflow.models.picture import load_image
+from rectiflow.models.picture import check_image, load_image
 from rectiflow.report.metadata import save_png, srgb_profile
 
 EMOJI = SizePolicy(multiple=8, largest=128, area=64 * 64)
@@ -132,6 +132,18 @@ def test_colours_are_those_the_profile_means(tmp_path: Path) -> None:
     plain.save(tmp_path / "bad.png", icc_profile=b"no profile" * 20)
     with pytest.warns(UserWarning, match="an ICC profile is ignored"):
         assert load_image(tmp_path / "bad.png") == plain
+
+
+def test_a_look_at_the_beginning(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(30, 20).save(tmp_path / "a.jpg", exif=exif)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[:-100])
+    assert check_image(tmp_path / "a.jpg") == (20, 30)
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(InputError, match=r"b.heic is HEIC, which needs a plugin: pip install"):
+        check_image(tmp_path / "b.heic")
 
 
 def test_what_is_written_says_that_it_is_srgb(tmp_path: Path) -> None:

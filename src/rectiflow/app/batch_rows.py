@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from rectiflow.app import edit_job, options, record
 from rectiflow.errors import InputError
 
@@ -172,7 +170,6 @@ def _look(file: Path) -> None:
         raise InputError(f"there is no file {file}")
     if file.suffix == ".safetensors":
         return
-    try:
-        Image.open(file).close()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is not an image") from error
+    from rectiflow.models.picture import check_image
+
+    check_image(file)

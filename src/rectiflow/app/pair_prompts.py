@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from PIL import Image
-
 from rectiflow.errors import InputError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -47,6 +45,8 @@ def images_of(source: Path) -> tuple[list[Path], list[str]]:
     Raises:
         InputError: There are none, or one has no caption.
     """
+    from rectiflow.models.picture import check_image
+
     if source.is_dir():
         images = sorted(f for f in source.iterdir() if f.suffix.lower() in PICTURES)
         captions = [_beside(image) for image in images]
@@ -57,10 +57,7 @@ def images_of(source: Path) -> tuple[list[Path], list[str]]:
     for image in images:
         if not image.is_file():
             raise InputError(f"{source}: there is no file {image}")
-        try:  # its beginning now, and all of it when its turn comes
-            Image.open(image).close()
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{image} is not an image: give PNG, JPEG, WebP or TIFF") from error
+        check_image(image)  # its beginning now, and all of it when its turn comes
     return images, captions
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
 from rectiflow.flow.measure import NoiseStatistics, noise_statistics
@@ -163,6 +164,7 @@ class Inversion:
             nfe=counted.nfe,
         )
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: trajectory, grid and picture, all else as one JSON key.
 
@@ -199,6 +201,7 @@ class Inversion:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: FlowModel) -> Inversion:
         """Read what `save` wrote, for the model that made it.
 

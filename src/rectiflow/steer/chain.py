@@ -30,6 +30,7 @@ from rectiflow.report.pictures import pixels, psnr
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.steer.edit import edit
 from rectiflow.steer.masks import read_mask
+from rectiflow.steer.region import size_warning
 from rectiflow.steer.source import source_place
 
 SMALLEST = 192
@@ -189,7 +190,8 @@ def edit_chain(
     codec = original.images(original.latents)[0]
     straight = {rest[0]: result.images[0]}
     turns: list[Turn] = []
-    warnings = list(result.warnings)
+    small, said = (size_warning(original.restore, what) for what in ("The picture", "The image"))
+    warnings = [said if said and text == small else text for text in result.warnings]
     extra = 0
     known = list(targets) or [None] * len(rest)
     for before, prompt, target in zip([first, *rest], rest, known, strict=False):

@@ -16,6 +16,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.straighten.folder import Folder
 from rectiflow.straighten.manifest import (
@@ -85,6 +86,7 @@ class PairStore:
         self._range_over(set(range(self.manifest.num_shards)) - set(self.missing))
 
     @classmethod
+    @checked
     def open(
         cls,
         uri: str | Path,
