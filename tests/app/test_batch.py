@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.app.conftest import Done, Run
 from tests.app.forks import told
@@ -114,17 +114,21 @@ def test_a_broken_off_line_costs_one_row(run: Run, table: Path, model: Path) -> 
 def test_seeds_masks_and_presets_by_row(run: Run, table: Path, model: Path) -> None:
     mask = Image.new("L", (40, 24), 0)
     mask.paste(255, (8, 4, 24, 20))
-    mask.save("data/mask.png")
+    ImageOps.invert(mask).resize((80, 48)).save("data/mask.png")
     table.write_text(
         "to,from,image,seed,mask,preset,num_images\n"
         "a dog,a cat,,3,,,2\n"
         "a dog,a cat,one.png,,mask.png,euler,\n"
     )
-    rows = batch(run, table, model, "--json").data["rows"]
+    small = batch(run, table, model)
+    assert small.code == 1 and "is 80 × 48 and the image 40 × 24" in small.err
+    masks = ("--mask-resize", "--mask-invert")
+    rows = batch(run, table, model, *masks, "--json").data["rows"]
+    assert "--mask-invert --mask-resize" in Path("out/0002/report.html").read_text("utf-8")
     assert rows[0]["image"] is None and rows[1]["status"] == "done"
     variants = [np.asarray(Image.open(f"out/0001/edit-{n}.png")) for n in (1, 2)]
     assert not np.array_equal(*variants)
-    assert log()[0]["variants"] == ["0001/edit-2.png"] and not log()[1]["variants"]
+    assert log()[0]["variants"] == ["0001/edit-2.png"] and not log()[-1]["variants"]
     assert "-n 2" in Path("out/0001/report.html").read_text(encoding="utf-8")
     assert "--seed 3" in Path("out/0001/report.html").read_text(encoding="utf-8")
     from rectiflow.report import read_png

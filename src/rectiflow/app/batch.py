@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rectiflow.app import edit_job, editing, options
 from rectiflow.app.batch_rows import Choose, Row, read_rows
 from rectiflow.app.console import Session, finite
+from rectiflow.app.edit_job import Around
 from rectiflow.app.results import samples
 from rectiflow.errors import InputError, WorkError
 from rectiflow.files import write_csv, write_whole
@@ -89,6 +90,7 @@ def run_batch(
     load: Callable[[], FlowModel],
     terminal: Session,
     diagnose: bool = False,
+    drawn: Around | None = None,
 ) -> None:
     """Do the rows of a table that are not done yet, with one model.
 
@@ -100,6 +102,7 @@ def run_batch(
         load: gives the model.
         terminal: for warnings and the result.
         diagnose: as `rectiflow.edit` takes it, of every row.
+        drawn: how the masks are read.
 
     Raises:
         InputError: the table is wrong; nothing was done.
@@ -108,7 +111,7 @@ def run_batch(
     from rectiflow.progress import progress
 
     started = time.perf_counter()
-    rows = read_rows(table, output, choose, preset, diagnose)
+    rows = read_rows(table, output, choose, preset, diagnose, drawn or Around())
     options.output_folder(output)
     model = load()
     log = Log(output)
@@ -209,7 +212,9 @@ def _command(model: FlowModel, row: Row) -> str:
         ("-o", job.output),
     ):
         words += [] if value is None else [option, str(value)]
-    words += ["--diagnose"] if job.diagnose else []
+    given = {"--diagnose": job.diagnose, "--mask-invert": job.around.mask_invert}
+    given |= {"--mask-resize": job.around.mask_resize}
+    words += [option for option, value in given.items() if value]
     words += ["-n", str(job.num_images)] if job.num_images > 1 else []
     whole = dataclasses.asdict(job.preset)
     for name in job.named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -53,6 +54,7 @@ class Row:
             "preset": options.whole(job.preset),
             "diagnose": job.diagnose,
             "num_images": job.num_images,
+            "around": dataclasses.asdict(job.around),
         }
         return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -69,7 +71,12 @@ class Row:
 
 
 def read_rows(
-    table: Path, output: Path, choose: Choose, preset: str | None, diagnose: bool = False
+    table: Path,
+    output: Path,
+    choose: Choose,
+    preset: str | None,
+    diagnose: bool,
+    drawn: edit_job.Around,
 ) -> list[Row]:
     """All rows of a table, each looked at.
 
@@ -80,6 +87,7 @@ def read_rows(
             command's own settings.
         preset: its name for the rows that name none.
         diagnose: whether each is diagnosed.
+        drawn: how their masks are read.
 
     Raises:
         InputError: names the first line that is wrong, and how.
@@ -103,7 +111,8 @@ def read_rows(
     rows = []
     for number, (line, cells) in enumerate(lines, 1):
         try:
-            rows.append(_row(line, number, cells, table.parent, output, choose, preset, diagnose))
+            row = _row(line, number, cells, table.parent, output, choose, preset, diagnose, drawn)
+            rows.append(row)
         except InputError as error:
             raise InputError(f"{table}, line {line}: {error}") from error
     if not rows:
@@ -126,6 +135,7 @@ def _row(
     choose: Choose,
     preset: str | None,
     diagnose: bool,
+    drawn: edit_job.Around,
 ) -> Row:
     if None in cells or None in cells.values():
         raise InputError("it has not as many cells as the first line; quote cells with a comma")
@@ -148,6 +158,7 @@ def _row(
         preset=chosen,
         preset_name=given.get("preset", preset),
         named=named,
+        around=drawn if "mask" in given else edit_job.Around(),
         diagnose=diagnose,
         num_images=_number("num_images", given.get("num_images", "1"), 1),
     )

@@ -162,15 +162,15 @@ def edit(
 
         if table is not None:
             given = {"IMAGE": image, "--to": to, "--from": source_prompt, "--negative": negative,
-                     "--mask": mask, "--seed": seed, "--mask-invert": mask_invert,
-                     "--mask-resize": mask_resize, "--mask-grow": mask_grow,
+                     "--mask": mask, "--seed": seed, "--mask-grow": mask_grow,
                      "--mask-blur": mask_blur, "--paste-back": paste_back,
                      "--crop-to-mask": crop_to_mask, "--keep-alpha": keep_alpha,
                      "--num-images": num_images > 1, "--window": window}  # fmt: skip
             check_alone(given)
             from rectiflow.app.batch import run_batch
 
-            run_batch(table, output, choose, preset, model.load, terminal, diagnose)
+            drawn = Around(mask_invert, mask_resize)
+            run_batch(table, output, choose, preset, model.load, terminal, diagnose, drawn)
             return
         if not to:
             raise InputError('give --to "...": what should the image show instead?')

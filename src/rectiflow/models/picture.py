@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rectiflow.errors import InputError
@@ -51,21 +51,13 @@ def load_image(source: Picture) -> Image.Image:
     return _read(source, _on_white)
 
 
-def check_image(source: str | Path) -> tuple[int, int]:
-    """See that a file begins like a picture, without reading all of it: its size as it will stand.
-
-    Returns:
-        (width, height).
+def check_image(source: str | Path) -> None:
+    """See that a file begins like a picture that `load_image` reads, without reading all of it.
 
     Raises:
-        InputError: As `load_image`, as far as it is known.
+        InputError: It does not.
     """
-
-    def size(image: Image.Image) -> tuple[int, int]:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return image.size[::-1] if turned else image.size
-
-    return _read(source, size)
+    _read(source, lambda image: None)
 
 
 def load_mask(source: Picture) -> Image.Image:
