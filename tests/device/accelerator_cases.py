@@ -1,92 +1,48 @@
 """Paths on a device that is not the CPU: where each tensor is, in which dtype, what waits.
 
 The device is `tests.device.fake`: PyTorch dispatches to it as to an accelerator, and it refuses
-what one refuses. Its numbers are the CPU's, so results are compared with the CPU's own.
+what one refuses, float64 among it. Its numbers are the CPU's, so results are compared with the
+CPU's own. Nothing may wait in a step but what is named in `avoidable`, and by its nature a fixed
+point with a tolerance, features kept on disk, and dopri5.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 import rectiflow as rf
 from rectiflow.errors import InputError
+from rectiflow.evaluate import metrics
+from rectiflow.flow.measure import straightness, transport_cost
 from rectiflow.invert.features import FeatureStore
-from rectiflow.invert.preset import METHOD_FIELDS
-from rectiflow.invert.presets import PRESETS, on_family
+from rectiflow.invert.inverting import grid_for, invert_latents
+from rectiflow.invert.preset import METHOD_FIELDS, Preset
+from rectiflow.invert.presets import PRESETS, TWINS, on_family
+from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
-from rectiflow.straighten.assembly import assemble
-from rectiflow.straighten.config import validate
-from rectiflow.straighten.learner import Learner
-from rectiflow.straighten.pair_maker import make_pairs
-from rectiflow.straighten.settings import StraightenConfig
-from rectiflow.straighten.trainer import Trainer
-from tests.device.fake import FakeTensor, Log, fake_accelerator, is_pinned, watched
+from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.models.load import _place
+from tests.device.fake import FakeTensor, is_pinned, watched
+from tests.device.placed import MODELS, PROMPTS, avoidable, both, close, on
 from tests.tiny import tiny_model
-from tests.tiny_flux import tiny_flux_model
-from tests.tiny_qwen import tiny_qwen_model
-from tests.tiny_sd import tiny_sd_model, tiny_sdxl_model
 
-MODELS: dict[str, Callable[[], FlowModel]] = {
-    "sd": tiny_sd_model,
-    "sdxl": tiny_sdxl_model,
-    "sd3": lambda: tiny_model(t5=True, medium=True),
-    "flux": tiny_flux_model,
-    "qwen": tiny_qwen_model,
-}
-PROMPTS = ["a red cat", "two apples"]
-
-
-@pytest.fixture
-def device() -> Iterator[torch.device]:
-    with fake_accelerator() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def picture() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
-def on(device: torch.device, make: Callable[[], FlowModel]) -> FlowModel:
-    model = make()
-    model.pipeline.to(device)
-    return model
-
-
-def numbers(tensor: torch.Tensor) -> torch.Tensor:
-    assert isinstance(tensor, FakeTensor), "a result of the device is on the CPU"
-    return tensor.raw
-
-
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to the order of sums, which diffusers' choice of kernels by device decides."""
-    assert found.dtype == expected.dtype == torch.float32
-    scale = float(expected.abs().max())
-    torch.testing.assert_close(numbers(found), expected, rtol=0, atol=2e-4 * scale)
-
-
-def avoidable(log: Log) -> dict[str, int]:
-    """Waits without those of diffusers' Qwen-Image network, which copies its rotary frequencies in
-    every call."""
-    network = "copy to the device at models/qwen_image.py"
-    return {place: n for place, n in log.waits.items() if not place.startswith(network)}
+EDITS = [
+    (name, preset) for preset in PRESETS if not preset.endswith("-flux") for name in ("sd", "sd3")
+]
+EDITS += [("flux", preset) for preset in ("fast", "ftedit", "fireflow", *TWINS)]
+EDITS += [("sdxl", "euler"), ("sdxl", "flowedit"), ("qwen", "fast"), ("qwen", "uniedit")]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_generating_waits_for_nothing_in_a_step(device: torch.device, name: str) -> None:
-    ours, theirs = MODELS[name](), on(device, MODELS[name])
+    ours, theirs = both(device, name)
 
     def generated(model: FlowModel, steps: int) -> torch.Tensor:
         noise = initial_noise(model, [0, 1], 32, 32)
@@ -102,17 +58,16 @@ def test_generating_waits_for_nothing_in_a_step(device: torch.device, name: str)
     assert waits[0] == waits[1]
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
-@pytest.mark.parametrize("preset", [name for name in PRESETS if not name.endswith("-flux")])
+@pytest.mark.parametrize(("name", "preset"), EDITS)
 def test_every_preset(device: torch.device, picture: Image.Image, name: str, preset: str) -> None:
     """Its numbers are the CPU's, and no step waits, whatever acts in it."""
     given: dict[str, Any] = {"source_prompt": "a red cat", "preset": preset}
     chosen = PRESETS[on_family(preset, name)]
     ratios = {"adaln_ratio", "attention_ratio", "eta_ratio"} & set(METHOD_FIELDS[chosen.method])
     given |= {ratio: 0.5 for ratio in ratios if getattr(chosen, ratio)}
-    theirs = on(device, MODELS[name])
+    ours, theirs = both(device, name)
     results, waits = [], []
-    for model, steps in ((MODELS[name](), 2), (theirs, 2), (theirs, 6)):
+    for model, steps in ((ours, 2), (theirs, 2), (theirs, 4)):
         given["num_inference_steps"] = steps
         try:
             with watched() as log:
@@ -128,6 +83,121 @@ def test_every_preset(device: torch.device, picture: Image.Image, name: str, pre
     assert waits[1] == waits[2]
     trajectory = results[1].inversion.trajectory
     assert isinstance(trajectory, FakeTensor) and trajectory.dtype == torch.float32
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "main memory": {"source_features": "inversion", "keep_features": "cpu"},
+    "by velocity": {"mask_threshold": 0.5},
+    "by attention": {"mask_threshold": 0.5, "mask_from": "attention"},
+    "windows": {"windows": {"red": 0.75}},
+    "fixed point": {"scheme": "fixed_point", "iterations": 2, "source_features": "inversion"},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_an_edit(device: torch.device, picture: Image.Image, setting: str) -> None:
+    """More steps in which features are kept, a mask is gathered, words are held: no more waits."""
+    given: dict[str, Any] = {"source_prompt": "a red cat", "prompts": ["a red dog"]}
+    given |= {"adaln_ratio": 0.5, "attention_ratio": 0.5, **SETTINGS[setting]}
+    ours, theirs = both(device, "sd3")
+    results, waits = [], []
+    for model, steps in ((ours, 4), (theirs, 4), (theirs, 8)):
+        with watched() as log:
+            results.append(rf.edit(model, picture, num_inference_steps=steps, **given))
+        waits.append(avoidable(log))
+    close(results[1].latents, results[0].latents)
+    assert waits[1] == waits[2]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme(device: torch.device, scheme: str) -> None:
+    """There and back, a row per image."""
+    found, waits = [], []
+    model: FlowModel
+    ours, theirs = both(device, "sd3")
+    for model, steps in ((ours, 2), (theirs, 2), (theirs, 4)):
+        preset = Preset(
+            reference="", scheme=scheme, num_inference_steps=steps, adaln_ratio=0, attention_ratio=0
+        )
+        latents = initial_noise(model, [0, 1], 32, 32)
+        field = GuidedVelocity(model, model.encode_prompt(PROMPTS))
+        grid = grid_for(model, preset, latents)
+        with watched() as log:
+            path = invert_latents(field, latents, grid, preset)
+            solver, x, memory = SCHEMES[scheme].solver(path, grid, [1, 0]), path.trajectory[0], None
+            for step in range(steps):
+                x, memory = solver.step(field, x, grid[step], grid[step + 1], step, memory)
+        found.append((path.trajectory, x))
+        waits.append(avoidable(log))
+    for part, expected in zip(found[1], found[0], strict=True):
+        close(part, expected)
+    assert waits[1] == waits[2]
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_off_loading(device: torch.device, picture: Image.Image, offload: Any) -> None:
+    """Weights wait on the CPU, and everything else is where it always is."""
+    ours, given = both(device, "sd3")[0], {"source_prompt": "a red cat", "prompts": ["a blue cat"]}
+    theirs = MODELS["sd3"]()
+    _place(theirs, device, offload)
+    weight = next(theirs.network.parameters())
+    assert weight.device.type == ("cpu" if offload == "model" else "meta")
+    results = [
+        rf.edit(model, picture, num_inference_steps=2, mask_threshold=0.5, **given)
+        for model in (ours, theirs)
+    ]
+    close(results[1].latents, results[0].latents)
+
+
+def _chained(model: FlowModel, picture: Image.Image) -> list[Image.Image]:
+    prompts = ["a red cat", "a blue cat", "a red cat"]
+    return rf.edit_chain(model, picture, prompts=prompts, num_inference_steps=2).images
+
+
+JOBS: dict[str, Callable[[FlowModel, Image.Image], list[Image.Image]]] = {
+    "chain": _chained,
+    "refine": lambda m, p: rf.refine(m, [p, p], PROMPTS, strength=0.6, num_inference_steps=4),
+    "interpolate": lambda m, p: rf.interpolate(
+        m, PROMPTS, [0, 1], frames=3, num_inference_steps=2, height=32, width=32
+    ),
+    "consistent": lambda m, p: rf.consistent(m, PROMPTS, num_inference_steps=2).images,
+    "diagnosis": lambda m, p: [
+        rf.edit(
+            m, p, prompts="a dog", num_inference_steps=2, diagnose=True
+        ).diagnosis.reconstruction.image  # type: ignore[union-attr]
+    ],
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_pictures(device: torch.device, picture: Image.Image, job: str) -> None:
+    expected, found = (JOBS[job](model, picture) for model in both(device, "sd3"))
+    for one, other in zip(found, expected, strict=True):
+        apart = np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)
+        assert np.abs(apart).max() <= 1  # a rounding
+
+
+def test_measures(device: torch.device) -> None:
+    """In float64 on the CPU, whatever they are given."""
+    states = torch.randn(4, 2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    grid, mask = torch.linspace(0, 1, 4), torch.rand(2, 1, 16, 16) > 0.5
+    ours = [states, states.sigmoid(), mask]
+    theirs = [part.to(device) for part in ours]
+
+    def measured(states: torch.Tensor, images: torch.Tensor, mask: torch.Tensor) -> list[Any]:
+        field = straightness(states, grid, lambda x, t, step: t * x)
+        found = [straightness(states, grid).value, field.value]
+        found += [transport_cost(states[0], states[1], cost).value for cost in ("l2", "log_cosh")]
+        a, b = images[:2]
+        found += [metric(a, b).tolist() for metric in (metrics.mse, metrics.psnr, metrics.ssim)]
+        found += [
+            metrics.masked_psnr(a, b, mask).tolist(),
+            metrics.masked_ssim(a, b, mask).tolist(),
+        ]
+        return found
+
+    for one, other in zip(measured(*theirs), measured(*ours), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize("keep", ["memory", "cpu", "disk"])
@@ -173,90 +243,3 @@ def test_half_precision_keeps_its_state_in_float32(
         model, picture, source_prompt="a cat", prompts=["a dog"], num_inference_steps=2
     )
     assert model.dtype == dtype and result.latents.dtype == torch.float32
-
-
-class Training:
-    """Runs of a tiny model on pairs that it made, on either device."""
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.folder, self.device, self.runs = folder, device, 0
-        given: dict[str, Any] = {"num_inference_steps": 2, "shard_size": 8, "batch_size": 8}
-        self.store = str(folder / "pairs")
-        make_pairs(on(device, tiny_sd_model), PROMPTS, self.store, num=20, **given)
-
-    def __call__(
-        self, where: str | torch.device, run: str | None = None, **given: Any
-    ) -> tuple[Trainer, Log, list[float]]:
-        self.runs += 1
-        settings = {"model": "tiny-sd", "pairs": self.store, "held_out": 2, "batch_size": 4}
-        settings |= {"log_every": 2, "warmup_steps": 1, "measure_every": 0, "held_out_steps": 2}
-        config = validate(StraightenConfig, settings | {"steps": 4} | given)
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
-        with mock.patch.object(PartialState, "default_device", torch.device(where)):
-            task, identity = assemble(config, on(torch.device(where), tiny_sd_model))
-            trainer = Trainer(task, config, self.folder / (run or f"run-{self.runs}"), identity)
-            trainer.resume()
-            with watched() as log:
-                trainer.train()
-        lines = (trainer.run / "log.jsonl").read_text().splitlines()
-        losses = [entry["loss"] for entry in map(json.loads, lines) if entry.get("loss")]
-        return trainer, log, losses
-
-
-@pytest.fixture
-def training(tmp_path: Path, device: torch.device) -> Training:
-    return Training(tmp_path, device)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"kind": "reflow"},
-        {"kind": "distill", "student_steps": [1, 2]},
-        {"kind": "flow_matching"},
-        {"kind": "reflow", "anneal_steps": 2, "prefetch": True},
-        {"kind": "reflow", "batch_size": 8, "gradient_accumulation_steps": 2},
-        {"kind": "distill", "loss": "lpips_huber", "lpips_weights": "emoji-clip"},
-        {"kind": "reflow", "guidance_embedded": True},
-        {"kind": "reflow", "lora_rank": 2},
-        {"kind": "distill", "stacked": "separate"},
-    ],
-    ids=lambda given: "-".join(map(str, given.values())),
-)
-def test_training(training: Training, given: dict[str, Any]) -> None:
-    """What stopped every run at its first step: a batch with a part that cannot be pinned."""
-    trainer, _, losses = training(training.device, **given)
-    learner = trainer.learner
-    weights = [*learner.parameters, *trainer.ema.shadow_params]
-    assert all(isinstance(weight, FakeTensor) for weight in map(torch.Tensor.detach, weights))
-    assert {weight.dtype for weight in weights} == {torch.float32}
-    _, _, expected = training("cpu", **given)
-    assert losses == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_step_waits_for_nothing_and_its_batch_is_pinned(
-    training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between reports: logs, checkpoints and measures are what is waited for."""
-    waits, seen, feed = [], [], Learner.feed
-
-    def watched_feed(learner: Learner) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        for size, batch in feed(learner):
-            seen.append(batch)
-            yield size, batch
-
-    monkeypatch.setattr(Learner, "feed", watched_feed)
-    for steps in (4, 8):
-        _, log, _ = training(training.device, kind="reflow", steps=steps, log_every=100)
-        waits.append({place: n for place, n in log.waits.items() if "checkpoint" not in place})
-    assert waits[0] == waits[1]
-    assert len(seen) == 12
-    assert all(is_pinned(part) for batch in seen for part in batch.values())
-
-
-def test_a_run_is_resumed_on_the_device(training: Training) -> None:
-    _, _, whole = training(training.device, kind="reflow", steps=4)
-    training(training.device, "broken", kind="reflow", steps=2)
-    _, _, resumed = training(training.device, "broken", kind="reflow", steps=4)
-    assert resumed == pytest.approx(whole, rel=1e-5)

@@ -3,9 +3,9 @@ CPU, and that are as strict as an accelerator's.
 
 It is a backend of PyTorch's own (PrivateUse1), so everything in between is real: dispatch,
 autograd, `Module.to`, factories with `device=`, autocast, `torch.accelerator`, and the refusal of
-`pin_memory`. On top of it this file refuses tensors of two devices in one operation, and notes what
-makes a real accelerator and its CPU wait for each other (as `torch.cuda.set_sync_debug_mode` does)
-and every tensor in float64, which Apple's accelerators do not have and others are slow at.
+`pin_memory`. On top of it this file refuses tensors of two devices in one operation and, where
+rectiflow asks for it, float64, which Apple's accelerators do not have. It notes what makes a real
+accelerator and its CPU wait for each other, as `torch.cuda.set_sync_debug_mode` does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import rectiflow
+
 aten = torch.ops.aten
 NAME = "fake"
+PACKAGE = rectiflow.__path__[0] + "/"
 WAITING = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -47,8 +50,6 @@ class Log:
 
     waits: Counter[str] = field(default_factory=Counter)
     """What waited for the device, and where in rectiflow: `"_local_scalar_dense at feed.py:12"`."""
-    doubles: Counter[str] = field(default_factory=Counter)
-    """Where float64 came to be on the device."""
 
 
 _logs: list[Log] = []
@@ -65,6 +66,8 @@ class FakeTensor(torch.Tensor):
     def __new__(cls, raw: Tensor, requires_grad: bool = False) -> FakeTensor:
         if isinstance(raw, FakeTensor):  # as accelerate makes a parameter of a parameter's class
             raw = raw.raw
+        if raw.device.type == "meta":  # as accelerate does where weights wait elsewhere
+            return torch.nn.Parameter(raw, requires_grad)  # type: ignore[return-value]
         made: FakeTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
@@ -107,7 +110,8 @@ class FakeTensor(torch.Tensor):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
+    leaves: list[Tensor] = []
+    plain, named = _plain(args, leaves), {k: _plain(v, leaves) for k, v in kwargs.items()}
     fakes = [leaf for leaf in leaves if isinstance(leaf, FakeTensor)]
     asked = kwargs.get("device")
     _check(func, leaves, fakes, kwargs)
@@ -118,27 +122,49 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func in WAITING:
         _wait(func.name())
     there = asked.type == NAME if asked is not None else bool(fakes)
-    owners = {id(fake.raw): fake for fake in fakes}
-    plain = [leaf.raw if isinstance(leaf, FakeTensor) else leaf for leaf in leaves]
-    plain = [
-        torch.device("cpu") if isinstance(p, torch.device) and p.type == NAME else p for p in plain
-    ]
-    args, kwargs = pytree.tree_unflatten(plain, spec)
     if func is aten._pin_memory.default or func is aten.pin_memory.default:
         raise RuntimeError("cannot pin 'fakeFloatType' only dense CPU tensors can be pinned")
-    found = func(*args, **kwargs)
+    found = func(*plain, **named)
     assert func not in RESHAPING, func
+    return _wrapped(found, fakes) if there else found
 
-    def wrapped(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not there:
-            return value
-        if id(value) in owners:
-            return owners[id(value)]
-        if value.dtype in DOUBLE and not any(fake.dtype in DOUBLE for fake in fakes):
-            _note("doubles", func.name())
-        return FakeTensor(value)
 
-    return pytree.tree_map(wrapped, found)
+def _plain(value: Any, leaves: list[Tensor]) -> Any:
+    """An argument for the CPU; its tensors are added to `leaves`. (pytree does this slowly.)"""
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return value.raw if isinstance(value, FakeTensor) else value
+    if isinstance(value, list | tuple):
+        return type(value)([_plain(part, leaves) for part in value])
+    if isinstance(value, torch.device) and value.type == NAME:
+        return torch.device("cpu")
+    return value
+
+
+def _wrapped(value: Any, fakes: list[FakeTensor]) -> Any:
+    """A result, on the device; an argument that is returned is the same tensor still."""
+    if isinstance(value, list | tuple):
+        return type(value)([_wrapped(part, fakes) for part in value])
+    if not isinstance(value, Tensor):
+        return value
+    for fake in fakes:
+        if fake.raw is value:
+            return fake
+    if value.dtype in DOUBLE and not any(fake.dtype in DOUBLE for fake in fakes):
+        _refuse_double()
+    return FakeTensor(value)
+
+
+def _refuse_double() -> None:
+    """Unless diffusers or PyTorch's gradient scaler ask, which know Apple's by name."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/diffusers/" in name or "/torch/amp/" in name:
+            return
+        if name.startswith(PACKAGE):
+            raise TypeError(f"Cannot make a {NAME} tensor of float64: the device has none")
+        frame = frame.f_back
 
 
 def _check(func: Any, leaves: list[Any], fakes: list[FakeTensor], kwargs: Any) -> None:
@@ -177,25 +203,21 @@ def is_pinned(tensor: Tensor) -> bool:
 
 
 def _wait(what: str) -> None:
-    _note("waits", what)
-
-
-def _note(kind: str, what: str) -> None:
     if not _logs:
         return
-    frame = sys._getframe(1)
-    while frame is not None and "/rectiflow/" not in frame.f_code.co_filename:
-        frame = frame.f_back  # type: ignore[assignment]
+    frame: Any = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
     where = "elsewhere"
     if frame is not None:
-        where = f"{frame.f_code.co_filename.rpartition('/rectiflow/')[2]}:{frame.f_lineno}"
+        where = f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
     for log in _logs:
-        getattr(log, kind)[f"{what} at {where}"] += 1
+        log.waits[f"{what} at {where}"] += 1
 
 
 @contextmanager
 def watched() -> Iterator[Log]:
-    """Write down what waits and what is float64, in any thread."""
+    """Write down what waits, in any thread."""
     log = Log()
     _logs.append(log)
     try:

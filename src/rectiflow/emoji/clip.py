@@ -127,7 +127,10 @@ class ClipTask:
         seeds = range(HELD_OUT, HELD_OUT + 64)
         captions = [caption(sample(seed)) for seed in seeds]
         images = scenes(seeds)
-        output = self.clip(pixel_values=2 * images - 1, input_ids=tokenize(captions))
+        place = self.clip.device
+        output = self.clip(
+            pixel_values=(2 * images - 1).to(place), input_ids=tokenize(captions).to(place)
+        )
         chosen = output.logits_per_image.argmax(1)
         marks = [
             ("= " if captions[c] == captions[i] else "x ") + captions[c]

@@ -37,6 +37,8 @@ from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
 TIMESTEPS = 1000
+SAMPLES = 32
+"""Pictures of a sheet."""
 BLOCK = 64
 """Samples for which the teacher is asked together."""
 
@@ -207,7 +209,8 @@ class SdTask:
             s = self.path.straight_time(timestep).float()
             time = s[:, None, None, None]
             x = (1 - time) * x_0 + time * x_1
-            velocity = self.teacher.velocity(x, s, self.teacher.encode_prompt(captions))
+            place, cond = self.teacher.device, self.teacher.encode_prompt(captions)
+            velocity = self.teacher.velocity(x.to(place), s.to(place), cond).cpu()
             self._expected[rows.start : rows.stop] = (x - time * velocity).half()
             self._known.add(block)
         return self._expected[list(indices)].float()
@@ -218,8 +221,8 @@ class SdTask:
 
     @torch.no_grad()
     def draw_samples(self, path: Path) -> None:
-        captions = [caption(sample(seed)) for seed in range(HELD_OUT, HELD_OUT + 32)]
-        pipeline = self.pipeline()
+        captions = [caption(sample(seed)) for seed in range(HELD_OUT, HELD_OUT + SAMPLES)]
+        pipeline = self.pipeline().to(self.unet.device)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(
             captions,

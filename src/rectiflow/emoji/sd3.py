@@ -35,6 +35,9 @@ from rectiflow.models.metadata import Metadata, write_metadata
 from rectiflow.report.sheet import contact_sheet
 from rectiflow.straighten.config import TrainConfig
 
+SAMPLES = 32
+"""Pictures of a sheet."""
+
 
 class Sd3Config(TrainConfig):
     """Recipe `emoji-sd3`."""
@@ -211,8 +214,8 @@ class Sd3Task:
 
     @torch.no_grad()
     def draw_samples(self, path: Path) -> None:
-        captions = [caption(sample(seed)) for seed in range(HELD_OUT, HELD_OUT + 32)]
-        pipeline = self.pipeline()
+        captions = [caption(sample(seed)) for seed in range(HELD_OUT, HELD_OUT + SAMPLES)]
+        pipeline = self.pipeline().to(self.transformer.device)
         pipeline.set_progress_bar_config(disable=True)
         images = pipeline(
             captions,

@@ -151,8 +151,8 @@ class VaeTask:
     @torch.no_grad()
     def draw_samples(self, path: Path) -> None:
         originals = scenes(range(HELD_OUT, HELD_OUT + 16))
-        latents = self.vae.encode(2 * originals - 1).latent_dist.mode()
-        decoded = (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+        latents = self.vae.encode((2 * originals - 1).to(self.vae.device)).latent_dist.mode()
+        decoded = (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).cpu()
         rows = torch.cat([originals, decoded]).permute(0, 2, 3, 1).numpy()
         contact_sheet(rows, columns=16, scale=2).save(path)
 
@@ -174,9 +174,8 @@ class VaeTask:
         shipped.half().save_pretrained(folder)
 
     def _latents(self, start: int) -> Tensor:
-        latents: Tensor = self.vae.encode(
-            2 * scenes(range(start, start + 64)) - 1
-        ).latent_dist.mode()
+        images = (2 * scenes(range(start, start + 64)) - 1).to(self.vae.device)
+        latents: Tensor = self.vae.encode(images).latent_dist.mode()
         return latents
 
 

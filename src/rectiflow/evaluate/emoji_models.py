@@ -88,7 +88,7 @@ def codec_psnr(codec: AutoencoderKL, seeds: Sequence[int]) -> list[float]:
         images = scenes(seeds[start : start + 64]).to(codec.device)
         latents = codec.encode(2 * images - 1).latent_dist.mode()
         decoded = (codec.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-        errors = (decoded - images).double().square().mean(dim=(1, 2, 3))
+        errors = (decoded - images).cpu().double().square().mean(dim=(1, 2, 3))
         figures += (-10 * torch.log10(errors.clamp(min=1e-12))).tolist()
     return figures
 

@@ -122,8 +122,8 @@ def round_trips(velocity: Velocity, x_1: Tensor, grid: Tensor) -> dict[str, Tens
 
 
 def _relative(value: Tensor, true: Tensor) -> Tensor:
-    off, size = (value - true).double().flatten(1).norm(dim=1), true.double().flatten(1).norm(dim=1)
-    return off / size
+    value, true = value.cpu().double().flatten(1), true.cpu().double().flatten(1)
+    return (value - true).norm(dim=1) / true.norm(dim=1)
 
 
 @torch.no_grad()
@@ -210,10 +210,9 @@ def _measured(
         path = accurate_states(field, x_1, every, reference_steps, model.t_max)
         for count, grid in grids.items():
             states = path[torch.searchsorted(every, grid.double())]
-            points = grid.to(x_1.device)
-            for name, part in approximation_errors(field, states, points).items():
+            for name, part in approximation_errors(field, states, grid).items():
                 errors[count].setdefault(name, []).append(part)
-            for name, part in round_trips(field, x_1, points).items():
+            for name, part in round_trips(field, x_1, grid).items():
                 trips[count].setdefault(name, []).append(part)
     return {
         count: (

@@ -148,5 +148,5 @@ def _side(mask: Tensor, inside: bool) -> Tensor:
 def _mean_over(values: Tensor, kept: Tensor) -> Tensor:
     """Mean of ``[B, 3, H, W]`` over the kept pixels ``[B, 1, H, W]``; NaN where there are none."""
     count = kept.sum((1, 2, 3)) * values.shape[1]
-    total = torch.where(kept, values, 0).double().sum((1, 2, 3))
-    return (total / count).to(values.dtype)
+    total = torch.where(kept, values, 0).cpu().double().sum((1, 2, 3))
+    return (total / count.cpu()).to(values)

@@ -89,7 +89,7 @@ class Control(nn.Module):
         # Not weights, but they make another field of it, and so another hash.
         self.image: Tensor
         self.register_buffer("image", image)
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         self._scale = float(scale)
 
     @property

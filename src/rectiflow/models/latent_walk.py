@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rectiflow.arguments import checked
 from rectiflow.errors import InputError
+from rectiflow.flow.device import precise, take
 from rectiflow.flow.solver import Solution
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
@@ -38,7 +39,7 @@ def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
         share: w in [0, 1], one for all or [B]. At 0 the result is x to the last bit, at 1 it is y.
 
     Returns:
-        In the dtype of `x`, which is computed in float64.
+        In the dtype of `x`, computed in float64 where the device has it.
 
     Raises:
         InputError: Two items are opposite, so that no way between them is the shortest.
@@ -47,8 +48,9 @@ def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
         >>> slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]), 0.5)
         tensor([[1.4142, 1.4142]])
     """
-    a, b = x.double().flatten(1), y.double().flatten(1)
-    w = torch.as_tensor(share, dtype=torch.float64, device=x.device).expand(len(x))[:, None]
+    exact = precise(x.device)
+    a, b = x.to(exact).flatten(1), y.to(exact).flatten(1)
+    w = torch.as_tensor(share).to(exact).to(x.device).expand(len(x))[:, None]
     norm_a, norm_b = (item.norm(dim=1, keepdim=True) for item in (a, b))
     a, b = a / norm_a, b / norm_b
     # By its half: the arc cosine of a scalar product loses half the digits of a small angle.
@@ -89,7 +91,7 @@ def walk(stops: Tensor, frames: int) -> Tensor:
     shares = torch.tensor(
         [(leg * (frames - 1) + rest) / (frames - 1) for leg, rest in places], dtype=torch.float64
     )
-    return slerp(stops[legs], stops[legs + 1], (shares - legs).to(stops.device))
+    return slerp(take(stops, legs), take(stops, legs + 1), shares - legs)
 
 
 def mix(first: Conditioning, last: Conditioning, shares: Sequence[float]) -> Conditioning:
@@ -102,7 +104,8 @@ def mix(first: Conditioning, last: Conditioning, shares: Sequence[float]) -> Con
             either prompt that has a share.
     """
     ends = Conditioning.cat([first, last])
-    w = torch.tensor(shares, dtype=torch.float64, device=ends.embeds.device)
+    exact = precise(ends.embeds.device)
+    w = torch.tensor(shares, dtype=exact, device=ends.embeds.device)
 
     def between(part: Tensor | None) -> Tensor | None:
         if part is None:
@@ -111,7 +114,7 @@ def mix(first: Conditioning, last: Conditioning, shares: Sequence[float]) -> Con
         if part.dtype == torch.bool:
             return (part[:1] & (weight < 1)) | (part[1:] & (weight > 0))
         # Written so that a weight of 0 or 1 gives the end itself.
-        return ((1 - weight) * part[:1].double() + weight * part[1:].double()).to(part.dtype)
+        return ((1 - weight) * part[:1].to(exact) + weight * part[1:].to(exact)).to(part.dtype)
 
     parts = {field.name: getattr(ends, field.name) for field in dataclasses.fields(ends)}
     embeds = between(parts.pop("embeds"))

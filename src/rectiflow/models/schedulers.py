@@ -164,7 +164,7 @@ def _times(model: UNetModel, scheduler: Any) -> Tensor:
     if path is not None and not hasattr(scheduler, "sigmas"):
         # DDIM; where a step ends is where the next one begins, or a timestep beside it.
         return path.grid(scheduler.timesteps.cpu())
-    sigmas = scheduler.sigmas.double().cpu()
+    sigmas = scheduler.sigmas.cpu().double()
     return 1 - sigmas if path is None else 1 / (1 + sigmas)  # of a diffusion model σ is b / a
 
 

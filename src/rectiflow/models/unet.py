@@ -174,7 +174,7 @@ class UNetModel(FlowModel):
             return None
         scheduler = self.pipeline.scheduler
         if self._path is None or self._path[0] is not scheduler:
-            table = scheduler.alphas_cumprod.detach().double().cpu().clone()
+            table = scheduler.alphas_cumprod.detach().cpu().double().clone()
             if scheduler.config.get("rescale_betas_zero_snr") or table[-1] <= 0:
                 table[-1] = SMALLEST_ALPHA
             self._path = (scheduler, VariancePreservingPath(table))

@@ -82,7 +82,7 @@ def measure(model: FlowModel, probe: Probe) -> dict[str, float]:
             if probe.paired:
                 found[f"{k}_step_pair_error"] = mean_square(end - x_1)
         for name, values in found.items():
-            rows.setdefault(name, []).append(values.double().cpu())
+            rows.setdefault(name, []).append(values)
     whole = {name: torch.cat(values) for name, values in rows.items()}
     result = {name: float(values.mean()) for name, values in whole.items()}
     s = whole["straightness"]
@@ -142,8 +142,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def mean_square(z: Tensor) -> Tensor:
-    """`‖z‖² / d` of each row, float64 [B]."""
-    return z.double().flatten(1).square().mean(1)
+    """`‖z‖² / d` of each row, float64 [B] on the CPU."""
+    return z.cpu().double().flatten(1).square().mean(1)
 
 
 @torch.no_grad()
