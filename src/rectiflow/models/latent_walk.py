@@ -17,6 +17,7 @@ from torch import Tensor
 from rectiflow.arguments import checked
 from rectiflow.errors import InputError
 from rectiflow.flow.device import precise, take
+from rectiflow.flow.path import as_tensor
 from rectiflow.flow.solver import Solution
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
@@ -50,7 +51,7 @@ def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
     """
     exact = precise(x.device)
     a, b = x.to(exact).flatten(1), y.to(exact).flatten(1)
-    w = torch.as_tensor(share).to(exact).to(x.device).expand(len(x))[:, None]
+    w = as_tensor(share).to(exact).to(x.device).expand(len(x))[:, None]
     norm_a, norm_b = (item.norm(dim=1, keepdim=True) for item in (a, b))
     a, b = a / norm_a, b / norm_b
     # By its half: the arc cosine of a scalar product loses half the digits of a small angle.
