@@ -123,6 +123,8 @@ def test_a_region_and_transparency(run: Run, model: Path, photo: Path, cwd: Path
     assert run("replay", "out/edit-1.png", "--json").data["identical"] is True
     run("replay", "out/reconstruction.png").refuses("replay the edit")
     run("edit", photo, *EDIT, "--keep-alpha", "-m", model).refuses("is transparent")
+    jpeg = run("edit", "clear.png", *EDIT, "--keep-alpha", "-o", "a.jpg", "-m", model)
+    jpeg.refuses("a.jpg holds no transparency")
 
 
 def test_derived_masks_are_named(run: Run, model: Path, photo: Path, cwd: Path) -> None:

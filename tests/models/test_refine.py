@@ -17,7 +17,7 @@ from PIL import Image
 import rectiflow
 from rectiflow.errors import InputError
 from rectiflow.flow import make_grid
-from rectiflow.models import FlowModel, fit, generate, initial_noise, to_pil
+from rectiflow.models import FlowModel, fit, generate, initial_noise, to_pil, to_tensor
 from rectiflow.models.refine import refine, refine_latents
 from tests.tiny import T5_LENGTH, tiny_model
 from tests.tiny_flux import tiny_flux_model
@@ -148,7 +148,8 @@ def test_sizes_and_batches() -> None:
     for i, one in enumerate(together):
         (alone,) = refine(model, pictures[i], prompts[i], seed=4 + i, **settings)
         assert largest_difference(alone, one) <= 1
-    paired = refine(model, pictures, prompts, seed=[4, 5, 6, 7], batch_size=1, **settings)
+    kinds = [np.asarray(pictures[0]), to_tensor(pictures[1]), *pictures[2:]]
+    paired = refine(model, kinds, prompts, seed=[4, 5, 6, 7], batch_size=1, **settings)
     assert all(largest_difference(*two) <= 1 for two in zip(paired, together, strict=True))
 
 

@@ -99,6 +99,8 @@ def check(job: Job) -> None:
         raise InputError("give an image or --seed, one of the two")
     if job.seed is not None and not job.source_prompt:
         raise InputError('--seed needs --from "...": what should be generated and then edited?')
+    if job.around.keep_alpha and job.output.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(f"-o {job.output} holds no transparency: give a .png or a .webp")
     _check_kept(job.output, len(job.prompts) * job.num_images, job.image, job.mask)
 
 

@@ -9,6 +9,7 @@ model here is a field, every model refines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ from rectiflow.models.generate import (
     noise_sources,
 )
 from rectiflow.models.images import fit
+from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.prompts import as_prompts
 from rectiflow.models.schedulers import SCHEDULERS
 
@@ -116,7 +118,7 @@ def refine_latents(
 @checked
 def refine(
     model: FlowModel,
-    images: Image.Image | Sequence[Image.Image],
+    images: Picture | Sequence[Picture],
     prompts: str | Sequence[str],
     *,
     strength: float = STRENGTH,
@@ -138,7 +140,8 @@ def refine(
 
     Args:
         model: From `load`; it may be another than the one that made the pictures.
-        images: RGB, of any sizes; `images.fit` brings them to the model's.
+        images: One or a list, of any sizes, as `load_image` takes them; `images.fit` brings them to
+            the model's.
         prompts: What they show: one for all or one each.
         strength: In (0, 1], as in `refine_latents`.
         negative_prompt: One for all or one each; the empty prompt if None. Not used at guidance 1.
@@ -160,7 +163,8 @@ def refine(
         InputError: An argument is wrong.
         WorkError: The network returned something that is not a number.
     """
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    given: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    pictures = [load_image(one) for one in given]
     prompts = as_prompts(prompts)
     prompts = prompts * len(pictures) if len(prompts) == 1 else prompts
     if not pictures:

@@ -72,7 +72,7 @@ def make_pairs(
     seed: int = 0,
     shard_size: int = SHARD_SIZE,
     batch_size: int = BATCH_SIZE,
-    images: Sequence[Path] | None = None,
+    images: Sequence[str | Path] | None = None,
     threads: int | None = None,
     worker: int = 0,
     num_workers: int = 1,
@@ -129,8 +129,9 @@ def make_pairs(
     folder = Folder(uri)
     begun = existing_manifest(folder)
     prompts = as_prompts(prompts)
-    if images is not None and len(images) != len(prompts):
-        raise InputError(f"{len(prompts)} captions for {len(images)} images: give one each")
+    files = None if images is None else [Path(one) for one in images]
+    if files is not None and len(files) != len(prompts):
+        raise InputError(f"{len(prompts)} captions for {len(files)} images: give one each")
     num = len(prompts) if num is None else num
     _check_counts(
         num=num,
@@ -143,13 +144,13 @@ def make_pairs(
         raise InputError(f"seed is {seed}: give one from 0 to {LARGEST_SEED - num}")
     if not 0 <= worker < num_workers:
         raise InputError(f"worker is {worker} of {num_workers}: they are numbered from 0")
-    if images is not None and num > len(images):
-        raise InputError(f"num is {num}, and there are {len(images)} images: give no more")
+    if files is not None and num > len(files):
+        raise InputError(f"num is {num}, and there are {len(files)} images: give no more")
     check_guidance("guidance_scale", guidance_scale)
     height = model.default_size if height is None else height
     width = model.default_size if width is None else width
     wanted = Manifest(
-        kind="generated" if images is None else "inverted",
+        kind="generated" if files is None else "inverted",
         model=_name(model.name),
         weight_hash=model.weight_hash,
         family=model.family,
@@ -171,12 +172,12 @@ def make_pairs(
         batch_size=batch_size,
         prompts_sha256=hash_prompts(prompts),
         num_prompts=len(prompts),
-        images_sha256=None if images is None else hash_files(images),
+        images_sha256=None if files is None else hash_files(files),
         identity=model.identity | solver_settings(model, solver),
     )
     with remembering_prompts(model):
         if begun is None:
-            _source(model, wanted, prompts, images).trial()
+            _source(model, wanted, prompts, files).trial()
             folder.check_writable()
             folder.write(MANIFEST, wanted.to_bytes(), new=True)
             # Of several writers that begin together the first has written it.
@@ -196,7 +197,7 @@ def make_pairs(
             other_versions=other_versions,
         )
         with cpu_threads(begun.threads):
-            complete = writer.write(prompts, _source(model, begun, prompts, images))
+            complete = writer.write(prompts, _source(model, begun, prompts, files))
     return PairsMade(
         uri=folder.uri,
         manifest=begun,

@@ -259,7 +259,7 @@ def test_inverted_pairs(model: FlowModel, pictures: list[Path], tmp_path: Path) 
         done = make(
             model,
             again,
-            images=pictures,
+            images=[str(file) for file in pictures],
             shard_size=3,
             batch_size=2,
             worker=worker,
