@@ -63,7 +63,17 @@ def test_every_argument_of_every_public_function(name: str) -> None:
         ({"seed": "3"}, "seed is '3': give a whole number or None"),
         ({"mask": [3]}, r"mask is \[3\]: give text, a path"),
         ({"mask_blur": "3"}, "mask_blur is '3': give a number"),
-        ({"windows": ["apple"]}, r"windows is \['apple'\]: give a dictionary or None"),
+        (
+            {"windows": ["apple"]},
+            r"windows is \['apple'\]: give a dictionary from text to a number",
+        ),
+        ({"windows": {"apple": "x"}}, "windows is .*: give a dictionary from text to a number"),
+        ({"noise_seed": 2**70}, r"noise_seed is 1180591620717411303424; at most 2\*\*63 - 1"),
+        ({"image": None, "source_prompt": "a", "seed": -1}, "seed is -1; from 0 to"),
+        (
+            {"mask": np.ones((32, 32)), "mask_blur": 1e9},
+            "mask_blur is 1000000000.0; at most the 32 pixels of the image",
+        ),
         ({"paste_back": "yes"}, "paste_back is 'yes': give True or False"),
         ({"image": []}, "image is an empty list"),
         (

@@ -17,6 +17,8 @@ from rectiflow.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LARGEST_SEED = 2**63 - 1
+"""Of PyTorch's generators."""
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 """What stands for a number: NumPy's, too."""
 NAMES = {
@@ -34,7 +36,6 @@ NAMES = {
     "UNetModel": "a model from rectiflow.load that has a U-Net",
     "dtype": "a dtype of torch",
     "Callable": "a function",
-    "Mapping": "a dictionary",
     "Reportable": "what rectiflow.edit returned",
 }
 
@@ -118,6 +119,8 @@ def _fits(value: object, hint: Any) -> bool:
         if not isinstance(value, Collection) or isinstance(value, str | bytes | Mapping | set):
             return False
         return not parts or all(_fits(one, parts[0]) for one in value)
+    if kind is Mapping and parts and isinstance(value, Mapping):
+        return all(_fits(key, parts[0]) and _fits(one, parts[1]) for key, one in value.items())
     if kind in NUMBERS:
         return isinstance(value, NUMBERS[kind]) and not isinstance(value, bool)
     if kind is Path:
@@ -149,5 +152,7 @@ def _description(hint: Any) -> str:
     kind = origin or hint
     if kind in (list, tuple, Sequence):
         return f"a list of {_description(parts[0])}" if parts else "a list"
+    if kind is Mapping and parts:
+        return f"a dictionary from {_description(parts[0])} to {_description(parts[1])}"
     name = getattr(kind, "__name__", str(kind))
     return NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

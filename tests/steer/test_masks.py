@@ -47,9 +47,9 @@ def test_brightness_is_softness() -> None:
     assert np.array_equal(array(drawn_mask(noise())), array(noise()))
 
 
-@pytest.mark.parametrize("radius", [1, 2, 5, 40])
+@pytest.mark.parametrize("radius", [1, 2, 5, 10**12])
 def test_growing_is_dilation_by_a_disc(radius: int) -> None:
-    expected = skimage.morphology.dilation(array(noise()), skimage.morphology.disk(radius))
+    expected = skimage.morphology.dilation(array(noise()), skimage.morphology.disk(min(radius, 40)))
     assert np.array_equal(array(drawn_mask(noise(), grow=radius)), expected)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rectiflow import arguments
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "emoji-sd3"
 WEIGHTS = ("base", "lora", "variant", "revision")
 """What says which weights of a model, as options and as arguments of `load`."""
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = arguments.LARGEST_SEED
 
 
 class Dtype(StrEnum):

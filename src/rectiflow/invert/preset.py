@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_type_hints
 
-from rectiflow.arguments import check_type
+from rectiflow.arguments import LARGEST_SEED, check_type
 from rectiflow.errors import InputError, nearest
 from rectiflow.flow.grid import active_steps
 from rectiflow.models.guidance import check_guidance
@@ -214,6 +214,8 @@ class Preset:
         for name, least in (("n_avg", 1), ("n_min", 0), ("noise_seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
+        if self.noise_seed > LARGEST_SEED:
+            raise InputError(f"noise_seed is {self.noise_seed}; at most 2**63 - 1")
         for name in ("guidance_scale", "true_cfg_scale", "source_guidance_scale"):
             check_guidance(name, getattr(self, name))
         if not math.isfinite(self.omega):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rectiflow.arguments import checked
+from rectiflow.arguments import LARGEST_SEED, checked
 from rectiflow.errors import InputError, WorkError
 from rectiflow.flow.device import sent
 from rectiflow.flow.grid import RESOLUTION, make_grid
@@ -40,9 +40,12 @@ def initial_noise(
         float32 [B, C, h, w] on the model's device.
 
     Raises:
-        InputError: The model cannot take this size.
+        InputError: The model cannot take this size, or a seed is out of range.
     """
     shape = model.latent_shape(height, width)
+    for seed in seeds:
+        if not (isinstance(seed, torch.Generator) or 0 <= seed <= LARGEST_SEED):
+            raise InputError(f"seed is {seed}; from 0 to 2**63 - 1")
     generators = [
         seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         for seed in seeds
@@ -197,6 +200,11 @@ def generate(
         latents = initial_noise(model, noise_sources(seed, generator, len(prompts)), height, width)
     elif len(latents) != len(prompts):
         raise InputError(f"{len(latents)} latents for {len(prompts)} prompts: give one each")
+    elif latents.ndim != 4 or latents.shape[1] != model.channels:
+        raise InputError(
+            f"latents have shape {list(latents.shape)}: give [{len(prompts)}, {model.channels}, "
+            "h, w]"
+        )
     negatives = negative_prompts(negative_prompt, len(prompts))
     images: list[Image.Image] = []
     for first in range(0, len(prompts), batch_size or len(prompts)):

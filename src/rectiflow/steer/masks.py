@@ -106,6 +106,8 @@ def read_mask(
             raise InputError(f"{name} is {value}; pixels, at least 0")
     if int(grow) != grow:
         raise InputError(f"mask_grow is {grow}; whole pixels")
+    if blur > max(size):
+        raise InputError(f"mask_blur is {blur}; at most the {max(size)} pixels of the image")
     called = f"the mask {mask}" if isinstance(mask, str | Path) else "the mask"
     grey = load_mask(mask)
     if grey.size != size:
@@ -133,7 +135,7 @@ def read_mask(
     if not (grow or blur):
         return grey
     cells = to_tensor(grey)[:, :1]
-    return _as_grey(_blurred(_grown(cells, int(grow)), blur))
+    return _as_grey(_blurred(_grown(cells, min(int(grow), sum(size))), blur))
 
 
 def mask_cells(mask: Image.Image, restore: Restore, shape: Sequence[int]) -> Tensor:

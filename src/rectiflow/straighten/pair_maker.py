@@ -13,7 +13,7 @@ from pathlib import Path
 import diffusers
 import torch
 
-from rectiflow.arguments import checked
+from rectiflow.arguments import LARGEST_SEED, checked
 from rectiflow.errors import InputError
 from rectiflow.models.base import FlowModel
 from rectiflow.models.guidance import check_guidance
@@ -35,7 +35,6 @@ from rectiflow.straighten.training_record import short_name
 SHARD_SIZE = 1024
 """Pairs of a shard: 32 MiB of Stable Diffusion 1.5's latents."""
 BATCH_SIZE = 16
-LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
