@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,17 @@ def test_a_wrong_file_is_one_line(tmp_path: Path) -> None:
         "a: !!python/name:os.system x": "c.yaml is not YAML",
         "a: !!timestamp x": "c.yaml is not YAML",
         "- a": "holds no settings",
+        "[" * 5000: "nested more than 64 deep",
+        "a: " + "[" * 99 + "]" * 99: "nested more than 64 deep",
+        "a: &a [*a]": "nested more than 64 deep",
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"  # a billion values, by reference
+        + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in pairwise("abcdefghi")
+        ): "more than 100000 values",
     }.items():
         file.write_text(content)
         with pytest.raises(InputError, match=words) as found:
             read_yaml(file)
         assert "\n" not in str(found.value)
-    with pytest.raises(InputError, match=r"cannot read .*none.yaml"):
+    with pytest.raises(InputError, match=r"none.yaml is not there"):
         read_yaml(tmp_path / "none.yaml")

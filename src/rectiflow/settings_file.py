@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 import yaml
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import MOST_DEPTH, Unreadable, as_text, check_nesting, read_bytes
 
+MOST_VALUES = 100_000
+"""In a file of settings."""
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
     "null": (r"~|null|Null|NULL|", "~nN"),
@@ -80,9 +83,25 @@ def parse_yaml(text: str) -> Any:
         ['no', 'on', 0.0001, 10, 16, '1_000', '1:30', True, None]
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
-        raise InputError(f"not YAML: {' '.join(str(error).split())}") from error
+        found = yaml.load(text, Loader=_Loader)
+        check_nesting(found, "")
+        if _expanded(found, {}) > MOST_VALUES:
+            raise ValueError(f"with its aliases it has more than {MOST_VALUES} values")
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        deep = isinstance(error, RecursionError)
+        why = f"nested more than {MOST_DEPTH} deep" if deep else " ".join(str(error).split())
+        raise InputError(f"not YAML: {why}") from error
+    return found
+
+
+def _expanded(data: Any, known: dict[int, int]) -> int:
+    """How many values there are, each as often as it is referred to."""
+    if not isinstance(data, dict | list):
+        return 1
+    if id(data) not in known:
+        inner = data.values() if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_expanded(value, known) for value in inner)
+    return known[id(data)]
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -92,11 +111,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not YAML: {error}") from error
+        content = parse_yaml(as_text(read_bytes(file), file))
+    except Unreadable:
+        raise
     except InputError as error:
         raise InputError(f"{file} is {error}") from error
     if not isinstance(content, dict):

@@ -140,7 +140,7 @@ def test_the_command_refuses_in_a_line(run: Run, data: Path, tmp_path: Path) -> 
         (["coco", "--data", tmp_path, "-o", tmp_path], "annotations/"),
         (["coco", *given, "--shard", "3/2"], "1/4"),
         (["coco", *given, "--split", "train2017"], "val2017 or val2014"),
-        (["coco", *given, "--split", "val2014"], "cannot be read"),
+        (["coco", *given, "--split", "val2014"], "is not there: unpack"),
         (["coco", *given, "--ids", tmp_path / "ids"], "no image 1"),
         (["coco", *given, "--captions", tmp_path / "none.csv"], "none.csv cannot be read"),
         (["coco", *given, "--captions", tmp_path / "ids"], "give a .csv, .tsv"),

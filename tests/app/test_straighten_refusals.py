@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from rectiflow.checksums import write_checksums
 from tests.app.forks import Ended, Forks
 from tests.app.script import SETTINGS, same
 from tests.straighten.stores import make_store
@@ -142,6 +143,7 @@ def test_a_run_does_not_go_on_as_another_model(out: Path, train: Callable[..., E
     weights = load_file(file)
     weights["conv_in.bias"] += 0.01
     save_file(weights, file, {"format": "pt"})
+    write_checksums(out / "2rf")
     before = hashes(out)
     done = train("distill", **other)
     says(done, 2, "out/another/checkpoint-", "is of another run: model was", "another folder")
@@ -204,7 +206,9 @@ def test_the_last_sheet_is_drawn_by_whoever_comes_next(
     """A kill came after the last checkpoint, in the middle of drawing."""
     shutil.rmtree(out / "reflow" / "model")
     sheet = out / "reflow" / "samples" / "0000014.png"
-    sheet.rename(sheet.with_name(".unfinished.png"))
+    left = sheet.with_name(f".{sheet.name}-{'0' * 16}.tmp")
+    left.mkdir()
+    sheet.rename(left / sheet.name)
     assert train("reflow").code == 0
     same(out, script_whole)
 

@@ -29,6 +29,7 @@ def test_train_resume_export(run: Run, cwd: Path) -> None:
     log = [json.loads(line) for line in Path("runs/emoji-vae/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [1, 2, 3]
     assert {file.name for file in Path("vae").iterdir()} == {
+        "checksums.json",
         "config.json",
         "diffusion_pytorch_model.safetensors",
     }

@@ -68,7 +68,7 @@ def test_what_exists_is_not_made_again(model: FlowModel, unbroken: Run, tmp_path
     for image in run.data.images[4:]:
         run.file(image).unlink()
     picture = run.file(run.data.images[4])
-    unfinished = picture.with_name(f".{picture.name}.tmp")
+    unfinished = picture.with_name(f".{picture.name}-{'0' * 16}.tmp")
     unfinished.write_bytes(b"half a picture")
     kept = {image.id: run.file(image).stat().st_mtime_ns for image in run.data.images[:4]}
     sitting = make_pictures(model, run, batch_size=3)

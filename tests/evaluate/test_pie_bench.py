@@ -113,7 +113,7 @@ def test_what_exists_is_not_made_again(
     (run.result(run.data.edits[3])).parent.mkdir(parents=True, exist_ok=True)
     # What a killed process leaves behind.
     picture = run.result(run.data.edits[3])
-    unfinished = picture.with_name(f".{picture.name}.tmp")
+    unfinished = picture.with_name(f".{picture.name}-{'0' * 16}.tmp")
     unfinished.write_bytes(b"half a picture")
     assert make_results(model, run) == []
     assert not unfinished.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from rectiflow.invert.result import InversionResult
 from rectiflow.models import SD3Model
 from rectiflow.models.generate import generate
 from rectiflow.models.guidance import GuidedVelocity
+from rectiflow.sealed import save_sealed
 from tests.tiny import tiny_model
 
 STEPS = 6
@@ -314,7 +316,23 @@ def test_what_is_not_an_inversion_is_refused(
 def test_another_formats_inversion_is_named(
     saved: tuple[Inversion, Path], model: SD3Model, tmp_path: Path, version: int
 ) -> None:
-    about = {"rectiflow": f'{{"format": {version}}}'}
-    save_file(load_file(saved[1]), tmp_path / "other", about)
-    with pytest.raises(InputError, match=f"has format {version} and this version .* reads 2"):
+    save_sealed(tmp_path / "other", load_file(saved[1]), {"format": version})
+    with pytest.raises(InputError, match=f"has format {version} and this version .* reads 3"):
         Inversion.load(tmp_path / "other", model)
+
+
+def test_a_bit_that_has_changed_is_noticed(
+    saved: tuple[Inversion, Path], model: SD3Model, tmp_path: Path
+) -> None:
+    """Wherever it is: in the header, in what is said, in the states, in the picture."""
+    whole, file = saved[1].read_bytes(), tmp_path / "x"
+    for place in random.Random(0).sample(range(len(whole)), 60):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with pytest.raises(InputError, match="is not a saved inversion") as caught:
+            Inversion.load(file, model)
+        assert len(str(caught.value).splitlines()) == 1
+    save_file(load_file(saved[1]), file, {"rectiflow": '{"format": 2}'})
+    with pytest.raises(InputError, match="has no checksum: an earlier version wrote it"):
+        Inversion.load(file, model)

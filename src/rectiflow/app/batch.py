@@ -24,6 +24,7 @@ from rectiflow.app.edit_job import Around
 from rectiflow.app.results import samples
 from rectiflow.errors import InputError, WorkError
 from rectiflow.files import write_csv, write_whole
+from rectiflow.guarded import MOST_UNPACKED, Unreadable, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from rectiflow.invert import Inversion
@@ -73,12 +74,12 @@ class Log:
         file = self.folder / LOG
         if not file.is_file():
             return
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_bytes(file, MOST_UNPACKED).splitlines():
             try:
-                entry = json.loads(line)
-            except ValueError:
+                entry = parse_json(line, file)
+            except Unreadable:
                 continue
-            if isinstance(entry, dict) and isinstance(entry.get("output"), str):
+            if isinstance(entry.get("output"), str):
                 yield entry
 
 

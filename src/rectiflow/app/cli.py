@@ -111,6 +111,9 @@ def _main(arguments: list[str]) -> int:
     # What these libraries have to say at import is about themselves, not about the user's work.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for number, argument in enumerate(arguments, 1):
+        if re.search("[\ud800-\udfff]", argument):  # Python's way of keeping bytes
+            return fail(f"argument {number}, {argument!r}, is not text in UTF-8", 2)
     try:
         code = app(args=arguments, prog_name="rectiflow", standalone_mode=False, obj=arguments)
     except InputError as error:

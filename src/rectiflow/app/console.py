@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 import traceback
@@ -29,9 +30,26 @@ VERBOSE = ContextVar("verbose", default=False)
 """Whether libraries' warnings and tracebacks are shown, in this context (`--verbose`)."""
 
 
+_HIDDEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves a terminal's cursor, repaints it, or turns the direction of what follows; a line break
+is not in it."""
+
+
+def visible(text: str) -> str:
+    """A text as a terminal may show it: control characters, from a file say, as their codes.
+
+    Example:
+        >>> print(visible("red \x1b[31mapple"))
+        red \\x1b[31mapple
+    """
+    return _HIDDEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def one_line(text: str) -> str:
-    """A text with its line breaks and indentation made spaces."""
-    return " ".join(text.split())
+    """A text with its line breaks and indentation made spaces, and nothing hidden in it."""
+    return visible(" ".join(text.split()))
 
 
 def command_line(context: typer.Context) -> str:
@@ -86,7 +104,7 @@ class Session:
 
     def result(self, data: dict[str, Any], summary: str) -> None:
         """Print the result: as JSON if that was asked for, else in words."""
-        text = json_text(data) if self.as_json else summary
+        text = json_text(data) if self.as_json else visible(summary)
         print(text, file=self.stdout, flush=True)
 
 
@@ -153,7 +171,9 @@ def json_text(data: Any) -> str:
           "psnr": null
         }
     """
-    return json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    # Those below U+0020 are escaped already, and outside of texts there are none.
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def finite(data: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rectiflow.app.edit_options import EditOptions
 from rectiflow.app.suites import BatchSize, Limit, Output, write_json
 from rectiflow.errors import InputError
 from rectiflow.files import write_csv, write_whole
+from rectiflow.guarded import read_json
 
 if TYPE_CHECKING:
     from rectiflow.evaluate.emoji_edits import Benchmark
@@ -65,11 +65,7 @@ def _chosen(file: Path | None) -> dict[str, dict[str, Any]]:
 
     if file is None:
         return {}
-    try:
-        tuned = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--tuned {file} cannot be read as JSON: {error}") from error
-    return chosen(tuned)
+    return chosen(read_json(file, None))
 
 
 def _bench(
@@ -139,7 +135,7 @@ def _known(output: Path | None, name: str) -> dict[str, Any]:
     file = None if output is None else output / f"{name}.json"
     if file is None or not file.is_file():
         raise InputError(f"--update needs -o with a table {name}.json: make it without --update")
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    known: dict[str, Any] = read_json(file)
     return known
 
 
@@ -147,7 +143,7 @@ def _comparable(file: Path, figures: dict[str, Any]) -> list[dict[str, Any]]:
     """The table made with or without masks before, if it is of the same edits and model."""
     if not file.exists():
         return []
-    known = json.loads(file.read_text(encoding="utf-8"))
+    known = read_json(file)
     same = ("n", "seeds", "weight_hash", "dtype")
     return [known] if all(known.get(key) == figures[key] for key in same) else []
 

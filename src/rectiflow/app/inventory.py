@@ -77,8 +77,11 @@ def _one_model(name: str, terminal: Session) -> None:
     told = saved(name)
     metadata = told.metadata()
     words = sorted((metadata.vocabulary or "").split())
-    data = {"name": name, "pipeline": told.class_name, **metadata.model_dump()}
+    data = {"name": name, "pipeline": told.class_name, "verified": told.verified}
+    data |= metadata.model_dump()
     lines = [f"{name}: a {told.class_name}"]
+    what = "are what was written" if told.verified else "have no checksums, and are unverified"
+    lines.append(f"its files {what}")
     lines += [f"knows: {metadata.knows}"] if metadata.knows else []
     if metadata.default_num_inference_steps:
         lines.append(

@@ -226,7 +226,9 @@ def _sources(
 def _worker(text: str | None) -> tuple[int, int]:
     """Which writer this is, from 0, and how many there are."""
     if text is None:
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        from rectiflow.straighten.launched import place
+
+        return place()
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"--worker {text}: give K/N with K from 1 to N, such as 1/3")
@@ -237,6 +239,9 @@ def _device(given: str | None) -> str | None:
     """Of torchrun's processes each has an accelerator of its own, if there are any."""
     import torch
 
+    from rectiflow.straighten.launched import place
+
+    place()
     rank = os.environ.get("LOCAL_RANK")
     if given is None and rank is not None and torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()

@@ -38,11 +38,13 @@ def _lines(made: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
     for key, value in made.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
-        elif isinstance(value, list) and value and isinstance(value[0], float):
-            lines.append(f"{indent}{key}: {len(value)} times from {value[0]:g} to {value[-1]:g}")
+            lines += [f"{indent}{one_line(key)}:", *_lines(value, indent + "  ")]
+        elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
+            lines.append(
+                f"{indent}{one_line(key)}: {len(value)} times from {value[0]:g} to {value[-1]:g}"
+            )
         elif value is not None:
-            lines.append(f"{indent}{key}: {one_line(str(value))}")
+            lines.append(f"{indent}{one_line(key)}: {one_line(str(value))}")
     return lines
 
 

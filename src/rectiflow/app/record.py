@@ -30,6 +30,7 @@ def of_model(model: FlowModel) -> dict[str, Any]:
         "model": name_from_anywhere(model.name),
         "weight_hash": model.weight_hash,
         "field_hash": model.field_hash,
+        "verified": model.verified,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }
@@ -56,6 +57,7 @@ def environment(model: FlowModel) -> dict[str, str]:
         "device": str(model.device),
         "threads": str(torch.get_num_threads()),
         "weight_hash": model.weight_hash,
+        "weight_files": "verified" if model.verified else "unverified: they have no checksums",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rectiflow.app import options
+from rectiflow.checksums import write_checksums
 from rectiflow.errors import InputError
+from rectiflow.files import readable_alike, unfinished_folder
 from rectiflow.stopping import GO_ON_LATER
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def check_export(folder: Path) -> None:
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Write the model under another name first; what else is in the folder stays."""
-    unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = unfinished_folder(folder)
     trainer.export(unfinished)
+    readable_alike(unfinished)
     move_into(unfinished, folder)
+    write_checksums(folder)
 
 
 def move_into(unfinished: Path, folder: Path) -> None:
@@ -95,10 +97,9 @@ def move_into(unfinished: Path, folder: Path) -> None:
 
 def last_of(run: Path, name: str) -> float | None:
     """The last value of a figure in a run's log."""
+    from rectiflow.straighten.metrics_log import read_log
+
     log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    for line in reversed(lines):
-        found: float | None = json.loads(line).get(name)
-        if found is not None:
-            return found
-    return None
+    known = (entry[name] for entry in reversed(read_log(log)) if entry.get(name) is not None)
+    found: float | None = next(known, None)
+    return found

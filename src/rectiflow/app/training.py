@@ -124,10 +124,13 @@ def _configuration(given: dict[str, Any], run: Path) -> TrainConfig:
 
 def _trainer(config: TrainConfig, run: Path) -> Trainer:
     from rectiflow.emoji.recipes import build_task
+    from rectiflow.models.inspection import inspect_folder
     from rectiflow.straighten.trainer import Trainer
 
     for name in ("init_from", "vae", "clip", "teacher"):
         folder = getattr(config, name, None)
         if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{name}: there is no folder {folder}; train it, or --set {name}=...")
+        if isinstance(folder, Path):
+            inspect_folder(folder)
     return Trainer(build_task(config), config, run)

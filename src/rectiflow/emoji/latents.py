@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rectiflow.emoji.vae import scenes
-from rectiflow.files import replacing
+from rectiflow.guarded import read_tensors
 from rectiflow.progress import progress
+from rectiflow.sealed import load_sealed, save_sealed
 
 CHUNK = 1000
 
@@ -44,14 +44,13 @@ def load_chunk(vae: AutoencoderKL, folder: Path, start: int) -> Tensor:
     file = folder / f"{start:07d}.safetensors"
     if not file.exists():
         parts = [encode(vae, scenes(range(i, i + 100))) for i in range(start, start + CHUNK, 100)]
-        with replacing(file, shared=True) as unfinished:
-            save_file({"latents": torch.cat(parts).half().contiguous()}, unfinished)
-    return load_file(file)["latents"]
+        save_sealed(file, {"latents": torch.cat(parts).half()}, {"first": start})
+    return load_sealed(file, earlier=True)[0]["latents"]
 
 
 def latents_folder(vae: Path, root: Path) -> Path:
     """Where below `root` the latents of the codec in the folder `vae` are kept: by its encoder."""
-    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    weights, _ = read_tensors(vae / "diffusion_pytorch_model.safetensors")
     digest = hashlib.sha256()
     for name in sorted(weights):
         if name.startswith("encoder."):

@@ -17,6 +17,7 @@ from typing import Any
 from rectiflow.errors import InputError
 from rectiflow.evaluate.coco_data import Coco, CocoImage
 from rectiflow.files import write_whole
+from rectiflow.guarded import Unreadable, read_json
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.images import to_pil
@@ -165,8 +166,8 @@ def _claim(run: Run, settings: dict[str, Any]) -> None:
 
 def _compare(run: Run, settings: dict[str, Any]) -> None:
     try:
-        known = json.loads(run.settings_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        known = read_json(run.settings_file)
+    except Unreadable as error:
         raise InputError(
             f"{run.settings_file} is damaged: choose another folder with -o"
         ) from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import Unreadable, parse_json, read_bytes
 
 SPLITS = ("val2017", "val2014")
 DRAWN = {"val2014": 30_000}
@@ -181,13 +181,9 @@ def _captions(folder: Path, split: str) -> Path:
 def _read(file: Path) -> tuple[dict[int, PurePosixPath], dict[int, str]]:
     """Image id → file name, and image id → first caption."""
     try:
-        data = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{file} cannot be read ({error.strerror}): unpack COCO's annotations there"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): download it again") from error
+        data = parse_json(read_bytes(file, 2**28), file, None)
+    except Unreadable as error:
+        raise InputError(f"{error}: unpack COCO's annotations there again") from error
     names: dict[int, PurePosixPath] = {}
     for entry in _entries(file, data, "images", {"id": int, "file_name": str}):
         path = PurePosixPath(entry["file_name"])

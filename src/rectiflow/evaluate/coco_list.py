@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import MOST_UNPACKED, Unreadable, as_text, parse_json, read_bytes
 
 ID, CAPTION = ("image_id", "id"), ("caption", "prompt", "text")
 """What the two columns of a table may be called; the first that is there counts."""
@@ -84,14 +84,11 @@ def _row(file: Path, number: int, row: Any) -> tuple[int, str]:
 
 
 def _json(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
+    return parse_json(text, file, None)
 
 
 def _text(file: Path, option: str, wanted: str) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return as_text(read_bytes(file, MOST_UNPACKED), file)
+    except Unreadable as error:
         raise InputError(f"{option} {file} cannot be read: give {wanted}") from error

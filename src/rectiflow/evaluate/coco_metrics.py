@@ -8,7 +8,6 @@ never replaced.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from rectiflow.evaluate.coco import Run
 from rectiflow.evaluate.emoji_models import mean_interval
 from rectiflow.evaluate.frechet import GaussianStatistics, frechet_estimate
 from rectiflow.files import write_csv
+from rectiflow.guarded import read_json
 from rectiflow.models.picture import load_image
 from rectiflow.models.weights import weight_hash
 from rectiflow.progress import progress
@@ -213,7 +213,7 @@ def measure(run: Run, networks: Networks) -> tuple[dict[str, Any], list[dict[str
         for row, score in zip(rows, scores.tolist(), strict=True):
             row["clip_score"] = score
     figures = {
-        **json.loads(run.settings_file.read_text(encoding="utf-8")),
+        **read_json(run.settings_file),
         "split": run.data.split,
         "selection": run.data.selection,
         "n": len(rows),

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate.edit_scores import Columns
-from rectiflow.files import replacing
+from rectiflow.guarded import Unreadable
 from rectiflow.invert.preset import Preset
+from rectiflow.sealed import load_sealed, save_sealed
 
 _BARE = Preset(reference="")
 
@@ -100,12 +99,7 @@ def write_part(part: Part, made: Made, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"column.{name}": torch.from_numpy(v) for name, v in part.columns.items()}
     about = {"settings": made.settings, "conditions": dict(made.conditions)}
-    with replacing(file, shared=True) as unfinished:
-        save_file(
-            {"images": part.images.contiguous(), **tensors},
-            unfinished,
-            metadata={"rectiflow": json.dumps(about, ensure_ascii=False, sort_keys=True)},
-        )
+    save_sealed(file, {"images": part.images, **tensors}, about)
 
 
 def read_part(made: Made, file: Path) -> Part | None:
@@ -117,15 +111,13 @@ def read_part(made: Made, file: Path) -> Part | None:
     if not file.exists():
         return None
     try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads(opened.metadata()["rectiflow"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged: delete it and run again") from error
-    # The name holds what differs from the defaults; the defaults themselves may have moved.
-    known = {name: _default(name) for name in made.settings} | about["settings"]
-    if known != made.settings or about["conditions"] != dict(made.conditions):
-        return None
+        tensors, about = load_sealed(file, earlier=True)
+        # The name holds what differs from the defaults; the defaults themselves may have moved.
+        known = {name: _default(name) for name in made.settings} | about["settings"]
+        if known != made.settings or about["conditions"] != dict(made.conditions):
+            return None
+    except (Unreadable, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}): delete it and run again") from error
     columns = {
         name.removeprefix("column."): tensor.numpy()
         for name, tensor in tensors.items()

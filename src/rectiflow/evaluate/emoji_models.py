@@ -32,6 +32,7 @@ from rectiflow.evaluate.judge import Verdict, agrees, judge
 from rectiflow.evaluate.templates import SIZE
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate
+from rectiflow.models.inspection import inspect_folder
 from rectiflow.models.libraries import quiet_libraries
 from rectiflow.models.load import WEIGHTS, load
 from rectiflow.progress import progress
@@ -75,6 +76,7 @@ def load_codec(folder: Path) -> AutoencoderKL:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no model: train it with rectiflow train {folder.name}")
+    inspect_folder(folder)
 
 
 @torch.inference_mode()

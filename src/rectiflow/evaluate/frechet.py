@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
+from rectiflow.guarded import Missing, Unreadable, read_tensors
 
 PARTS = 10
 """Of the jackknife."""
@@ -96,11 +96,14 @@ class GaussianStatistics:
             InputError: There is no such file, it holds something else, or it has another digest.
         """
         try:
-            arrays = load_file(path)
+            tensors, texts = read_tensors(path)
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             found = cls(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-        except FileNotFoundError as error:
+            if texts.get("digest", found.digest()) != found.digest():
+                raise Unreadable(path, "is not what was written")
+        except Missing as error:
             raise InputError(f"there is no file {path} of reference statistics") from error
-        except (SafetensorError, KeyError, OSError, TypeError) as error:
+        except (Unreadable, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} holds no statistics of features: make it again") from error
         if digest is not None and found.digest() != digest:
             raise InputError(

@@ -25,6 +25,7 @@ from rectiflow.errors import InputError, WorkError
 from rectiflow.evaluate.pie_bench_data import KINDS, PICTURES, PieBench, PieEdit
 from rectiflow.evaluate.pie_bench_metrics import VARIANTS, Networks, Scores, score, summarise
 from rectiflow.files import write_csv, write_whole
+from rectiflow.guarded import Unreadable, read_json
 from rectiflow.invert import Preset
 from rectiflow.models.base import FlowModel
 from rectiflow.models.images import to_tensor
@@ -138,7 +139,7 @@ def measure(
     }
     figures = {
         "method": run.name,
-        **json.loads((run.folder / SETTINGS).read_text(encoding="utf-8")),
+        **read_json(run.folder / SETTINGS),
         "n": len(rows),
         "missing": networks.missing,
         "nfe": float(np.mean([row["nfe"] for row in rows])),
@@ -190,8 +191,8 @@ def _claim(model: FlowModel, run: Run) -> None:
         # Shards begin at the same time, each with a file of its own.
         write_whole(file, text, shared=True)
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        known = read_json(file)
+    except Unreadable as error:
         raise InputError(f"{file} is damaged: choose another folder with -o") from error
     wanted = json.loads(text)
     # The name of a model is where it is now; its hash is what it is.

@@ -8,7 +8,6 @@ editing_prompt, editing_instruction, editing_type_id, blended_word, mask}, and t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import Missing, Unreadable, parse_json, read_bytes
 
 SIDE = 512
 """Pictures and masks are SIDE × SIDE."""
@@ -117,16 +117,15 @@ def read_pie_bench(folder: Path, limit: int | None = None) -> PieBench:
     """
     file = folder / MAPPING
     try:
-        raw = file.read_bytes()
-    except OSError as error:
+        raw = read_bytes(file)
+        mapping = parse_json(raw, file, None)
+    except Missing as error:
         raise InputError(
-            f"{folder} is no PIE-Bench folder: {MAPPING} cannot be read ({error.strerror}); give "
-            f"the folder with {MAPPING} and {PICTURES}/ in it"
+            f"{folder} is no PIE-Bench folder: it has no {MAPPING}; give the folder with "
+            f"{MAPPING} and {PICTURES}/ in it"
         ) from error
-    try:
-        mapping = json.loads(raw)
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}): download it again") from error
+    except Unreadable as error:
+        raise InputError(f"{error}: download it again") from error
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(f"{file} is not an object of id → edit: download it again")
     entries = list(mapping.items())[:limit]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rectiflow.errors import InputError
 
+MOST_STEPS = 100_000
 GRIDS = ("uniform", "shifted", "dynamic", "diffusers")
 
 # Two grid points closer than this are one point: a step that float32 cannot resolve is no step.
@@ -261,8 +262,10 @@ def _named(
 
 
 def _check_steps(num_inference_steps: int) -> None:
-    if num_inference_steps < 1:
-        raise InputError(f"num_inference_steps is {num_inference_steps}: give 1 or more")
+    if not 1 <= num_inference_steps <= MOST_STEPS:
+        raise InputError(
+            f"num_inference_steps is {num_inference_steps}: give 1 or more, up to {MOST_STEPS}"
+        )
 
 
 def _time(grid: Tensor, where: float | int) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from rectiflow.arguments import LARGEST_SEED, check_type
 from rectiflow.errors import InputError, nearest
-from rectiflow.flow.grid import active_steps
+from rectiflow.flow.grid import MOST_STEPS, active_steps
 from rectiflow.models.guidance import check_guidance
 
 SchemeName = Literal[
@@ -211,6 +211,10 @@ class Preset:
         for name, least in (("num_inference_steps", 1), ("iterations", 0), ("tolerance", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least}")
+        if self.num_inference_steps > MOST_STEPS:
+            raise InputError(
+                f"num_inference_steps is {self.num_inference_steps}; at most {MOST_STEPS}"
+            )
         for name, least in (("n_avg", 1), ("n_min", 0), ("noise_seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -13,15 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rectiflow.arguments import checked
 from rectiflow.errors import InputError
-from rectiflow.files import replacing
 from rectiflow.flow.measure import NoiseStatistics, noise_statistics
 from rectiflow.flow.solver import CountedVelocity
+from rectiflow.guarded import Missing, Unreadable
 from rectiflow.invert.presets import Preset
 from rectiflow.invert.result import InversionResult
 from rectiflow.invert.schemes import SCHEMES
@@ -30,8 +27,9 @@ from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.identity import difference
 from rectiflow.models.images import Restore
 from rectiflow.models.prompts import Conditioning
+from rectiflow.sealed import load_sealed, save_sealed
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,8 @@ class Inversion:
 
     @checked
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: trajectory, grid and picture, all else as one JSON key.
+        """Write one safetensors file: trajectory, grid and picture, all else as one JSON key, and
+        a checksum of all of it, which `load` compares.
 
         Recorded features are not saved; an edit from the file computes the source's row again.
         """
@@ -195,9 +194,7 @@ class Inversion:
             if (found := getattr(self.path, name)) is not None
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with replacing(path, shared=True) as unfinished:
-            save_file(whole, unfinished, {"rectiflow": json.dumps(about)})
+        save_sealed(path, tensors, about)
         return path
 
     @classmethod
@@ -206,24 +203,25 @@ class Inversion:
         """Read what `save` wrote, for the model that made it.
 
         Raises:
-            InputError: no such file, not an inversion, or another model's.
+            InputError: no such file, not an inversion, not what was written, or another model's.
         """
         try:
-            with safe_open(path, "pt") as file:
-                about: dict[str, Any] = json.loads((file.metadata() or {})["rectiflow"])
-                if about["format"] != FORMAT:
-                    raise InputError(
-                        f"{path} has format {about['format']} and this version of rectiflow reads "
-                        f"{FORMAT}: invert again"
-                    )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-                grid, pixels = tensors.pop("grid"), tensors.pop("picture", None)
-                path_of_states = InversionResult(**tensors, scheme=about["scheme"])
-        except InputError:
-            raise
-        except FileNotFoundError:
+            tensors, about = load_sealed(Path(path))
+            if about["format"] != FORMAT:
+                raise InputError(
+                    f"{path} has format {about['format']} and this version of rectiflow reads "
+                    f"{FORMAT}: invert again"
+                )
+            grid, pixels = tensors.pop("grid"), tensors.pop("picture", None)
+            states: dict[str, Any] = dict(tensors)
+            path_of_states = InversionResult(**states, scheme=about["scheme"])
+        except Missing:
             raise InputError(f"no inversion at {path}: make one with `rectiflow invert`") from None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except Unreadable as error:
+            raise InputError(
+                f"{path} is not a saved inversion ({error.why}): invert again"
+            ) from error
+        except (KeyError, TypeError):
             raise InputError(f"{path} is not a saved inversion") from None
         if about["weight_hash"] != model.weight_hash:
             raise InputError(

@@ -58,6 +58,8 @@ class FlowModel(ABC):
         self.pipeline = pipeline
         self.name = name
         self.metadata = metadata or Metadata()
+        self.verified = False
+        """Whether its files were compared with the checksums they were written with."""
         self.loaded_with: dict[str, Any] = {}
         """What `load` was told beside the name and the dtype: base, lora, variant, …, as given."""
         self.record: dict[str, Any] | None = None

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import read_json
 from rectiflow.models.hub import first_sentence, hub_answers, partly_cached, refusal, unreachable
+from rectiflow.models.inspection import check_index, check_size, inspect_folder
 from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
 
 INDEX = "model_index.json"
@@ -47,7 +49,7 @@ def load_in_float32(folder: Path) -> None:
         folder: That `save_pretrained` wrote, of a pipeline or of one model; the weights stay.
     """
     for file in [*folder.glob("*/config.json"), *folder.glob("config.json")]:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = read_json(file)
         if "transformers_version" in said and (kept := _in_float32(said)) != said:
             text = json.dumps(kept, indent=2, ensure_ascii=False)
             file.write_text(text + "\n", encoding="utf-8")
@@ -97,6 +99,8 @@ class Folder:
         self.revision = revision
         self.local = isinstance(source, Path) or not hub_answers(source)
         """Whether to do without the hub."""
+        self.verified = isinstance(source, Path) and inspect_folder(source)
+        """Whether all its files are known to be what was written; of others nobody can tell."""
         self.config = self._index(families)
 
     @property
@@ -177,7 +181,13 @@ class Folder:
         for part, (_, kind) in self.parts.items():
             if not part.startswith("text_encoder") or part in without:
                 continue
-            encoders[part], info = getattr(transformers, kind).from_pretrained(
+            encoder = getattr(transformers, kind)
+            if isinstance(self.source, Path) and not self.verified:
+                place = self.source / part
+                described = encoder.config_class.from_pretrained(place)
+                with torch.device("meta"):
+                    check_size(place, place.glob("*.safetensors"), encoder(described))
+            encoders[part], info = encoder.from_pretrained(
                 str(self.source),
                 subfolder=part,
                 output_loading_info=True,
@@ -238,6 +248,8 @@ class Folder:
         class_name = str(config.get("_class_name"))
         if not config.get("requires_aesthetics_score"):
             class_name = config["_class_name"] = TEXT_TO_IMAGE.get(class_name, class_name)
+        if isinstance(source, Path):
+            check_index(source / INDEX, config)
         if class_name not in families:
             raise InputError(
                 f"{name} is a {class_name}, which is not supported: use a {', '.join(families)}"

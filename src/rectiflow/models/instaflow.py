@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 
 from rectiflow.arguments import checked
+from rectiflow.checksums import write_checksums
 from rectiflow.errors import InputError
+from rectiflow.files import readable_alike, unfinished_folder
 from rectiflow.flow.device import time_for
 from rectiflow.flow.grid import make_grid
 from rectiflow.models.folder import load_in_float32
@@ -124,12 +126,13 @@ def import_instaflow(
     metadata = model.metadata.model_copy(update={"family": model.family})
     if student_steps:
         metadata = metadata.model_copy(update={"student_steps": tuple(student_steps)})
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = unfinished_folder(target)
     try:
         model.pipeline.save_pretrained(temporary)
         load_in_float32(temporary)
         write_metadata(metadata, temporary)
+        write_checksums(temporary)
+        readable_alike(temporary)
         if target.is_dir():
             target.rmdir()
         os.replace(temporary, target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,9 @@ def load(
         if family is InstaFlowModel:
             to_diffusers_sign(pipeline, name)
             metadata = official_metadata(metadata, name)
-        model = family(pipeline, name=name, metadata=metadata)
+        with _failures(folder):
+            model = family(pipeline, name=name, metadata=metadata)
+        model.verified = folder.verified
         told = {"base": base and str(base), "lora": [str(one) for one in lora], "variant": variant,
                 "revision": revision, "convention": convention}  # fmt: skip
         model.loaded_with = {key: value for key, value in told.items() if value}
@@ -196,8 +199,6 @@ def _open(
     revision: str | None,
 ) -> tuple[Any, Folder]:
     """The pipeline, and the folder (or repository) that says what it is."""
-    from safetensors import SafetensorError
-
     if isinstance(source, Path) and source.is_file():
         rest = None
         if base is not None:
@@ -215,11 +216,24 @@ def _open(
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
     folder = Folder(source, name, FAMILIES, variant, revision)
-    try:
+    with _failures(folder):
         return folder.pipeline(dtype), folder
-    except InputError:
+
+
+@contextmanager
+def _failures(folder: Folder) -> Iterator[None]:
+    """Whatever libraries raise about the files of a folder, as one line that names it.
+
+    There is no end to what wrong files make them raise; those in Rust panic, which no `Exception`
+    is.
+    """
+    try:
+        yield
+    except (InputError, WorkError, MemoryError, torch.OutOfMemoryError, ImportError):
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise folder.failure(error) from error
 
 

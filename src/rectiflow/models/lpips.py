@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import Unreadable, read_tensors
 
 LAYERS = (1, 4, 7, 9, 10, 11, 12)
 """The features compared are the outputs of these parts of SqueezeNet."""
@@ -104,10 +103,10 @@ def load_lpips(file: Path) -> Lpips:
         InputError: the file cannot be read or holds other weights.
     """
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
+        stored, _ = read_tensors(file)
+    except Unreadable as error:
         raise InputError(
-            f"the LPIPS weights {file} cannot be read ({error}): write them by "
+            f"the LPIPS weights {file} cannot be read ({error.why}): write them by "
             'safetensors.torch.save_model(lpips.LPIPS(net="squeeze"), FILE)'
         ) from error
     model = Lpips()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import read_json
 
 FILE_NAME = "rectiflow.json"
 
@@ -109,13 +109,11 @@ def read_metadata(file: Path) -> Metadata:
     if not file.is_file():
         return Metadata()
     try:
-        return Metadata.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return Metadata.model_validate(read_json(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{file}: {where}: {first['msg']}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
 
 
 def write_metadata(metadata: Metadata, folder: Path) -> None:

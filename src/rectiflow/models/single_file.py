@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rectiflow.errors import InputError, install
+from rectiflow.guarded import opened_tensors
 from rectiflow.models.folder import Folder
 from rectiflow.models.hub import first_sentence
 
@@ -145,15 +146,8 @@ def _open(
 
 def _header(file: Path) -> dict[str, Shape]:
     """Names and shapes of the weights in a safetensors file, without reading them."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            return {
-                name: Shape(tuple(opened.get_slice(name).get_shape())) for name in opened.keys()
-            }
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a safetensors file: {first_sentence(error)}") from error
+    with opened_tensors(file) as opened:
+        return {name: Shape(tuple(opened.get_slice(name).get_shape())) for name in opened.keys()}
 
 
 def _encoders(base: Folder) -> dict[str, str]:

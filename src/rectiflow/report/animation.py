@@ -83,22 +83,22 @@ def save_mp4(frames: Sequence[Image.Image], path: str | PathLike[str], *, fps: f
 
     path = Path(path)
     pictures = [enlarged(frame.convert("RGB")) for frame in frames]
-    unfinished = path.with_name(path.stem + ".tmp.mp4")  # ffmpeg goes by the ending
-    writer = write_frames(
-        str(unfinished),
-        pictures[0].size,
-        fps=fps,
-        quality=8,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-    )
-    try:
-        writer.send(None)
-        for picture in pictures:
-            writer.send(picture.tobytes())
-    finally:
-        writer.close()
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        writer = write_frames(
+            str(unfinished),
+            pictures[0].size,
+            fps=fps,
+            quality=8,
+            macro_block_size=2,
+            output_params=["-f", "mp4"],  # the hidden name has another ending
+            ffmpeg_log_level="error",
+        )
+        try:
+            writer.send(None)
+            for picture in pictures:
+                writer.send(picture.tobytes())
+        finally:
+            writer.close()
     return path
 
 

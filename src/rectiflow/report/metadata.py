@@ -9,11 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from rectiflow._version import __version__
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
+from rectiflow.guarded import Unreadable, parse_json
 
 KEY = "rectiflow"
 
@@ -54,11 +55,12 @@ def read_png(path: str | PathLike[str]) -> dict[str, Any]:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            assert isinstance(image, PngImagePlugin.PngImageFile)
-            text = image.text.get(KEY)
+            # Not `image.text`, which decodes the pixels, however many a file claims to have.
+            text = image.info.get(KEY)
+            image.verify()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except Exception as error:  # whatever a damaged file makes the decoder raise
         raise InputError(f"{path} cannot be read as a PNG ({error})") from None
     if text is None:
         raise InputError(
@@ -66,9 +68,9 @@ def read_png(path: str | PathLike[str]) -> dict[str, Any]:
             f"program has saved it since"
         )
     try:
-        settings = json.loads(text)
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise InputError(f"what {path} says about its making is damaged; use the original file")
+        settings: dict[str, Any] = parse_json(str(text), "it")
+    except Unreadable as error:
+        raise InputError(
+            f"what {path} says about its making is damaged ({error}); use the original file"
+        ) from error
     return settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from rectiflow.evaluate.flow_quality import described
 from rectiflow.evaluate.frechet import jackknife_error
+from rectiflow.guarded import read_json
 from rectiflow.reproduce.measuring import samples
 from rectiflow.reproduce.record import Record
 from rectiflow.reproduce.study import Flow, Pictures
@@ -87,8 +87,7 @@ class Figures:
         old = before.rows if before else {}
         for item in workshop.study.items:
             if isinstance(item, Pictures | Flow) and workshop.there(item):
-                text = workshop.path(item).read_text(encoding="utf-8")
-                found.rows[item.name] = json.loads(text)
+                found.rows[item.name] = read_json(workshop.path(item))
                 found.samples[item.name] = samples(workshop, item)
             elif item.name in old:
                 found.rows[item.name] = old[item.name]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import Missing, Unreadable, read_bytes
 from rectiflow.reproduce.study import Store, Student
 from rectiflow.reproduce.workshop import Workshop
 
@@ -130,10 +131,10 @@ class Record:
             InputError: There is none, or the file is none.
         """
         try:
-            return _ADAPTER.validate_json(file.read_bytes())
-        except FileNotFoundError as error:
+            return _ADAPTER.validate_json(read_bytes(file))
+        except Missing as error:
             raise InputError(f"there is no {file}, the record of a page, to amend") from error
-        except (OSError, ValidationError) as error:
+        except (Unreadable, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{file} is not the record of a page ({reason}): restore or remove it"

@@ -16,6 +16,7 @@ from rectiflow.models.identity import difference
 from rectiflow.models.load import load
 from rectiflow.straighten.coupling import Annealed, Coupling, Independent, Piece, StoredPairs
 from rectiflow.straighten.curation import Curated, Mixed, PairSource, keep_pairs
+from rectiflow.straighten.launched import check_meeting
 from rectiflow.straighten.manifest import Manifest
 from rectiflow.straighten.online import NoiseAlone, OnlineTeacher, Teacher, Windows
 from rectiflow.straighten.order import PairOrder
@@ -78,6 +79,7 @@ def loaded(name: str, **told: Any) -> FlowModel:
         name: Of the model.
         **told: Of `load`, beside.
     """
+    check_meeting()
     device = PartialState(cpu=not torch.accelerator.is_available()).device
     return load(name, device=device, **told)
 

@@ -7,7 +7,6 @@ is full, finds either the whole of it or nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from rectiflow.checksums import CHECKSUMS, verify, write_checksums
 from rectiflow.errors import InputError, WorkError
-
-CHECKSUMS = "checksums.json"
+from rectiflow.files import readable_alike
+from rectiflow.guarded import Unreadable, parse_json, read_tensors
 
 
 def flatten(
@@ -83,14 +83,13 @@ def save(run: Path, step: int, state: dict[str, Any], keep_last: int) -> Path:
     tidy(run)
     try:
         temporary.mkdir(parents=True)
-        checksums = {}
         for name, part in state.items():
             tensors, skeleton = flatten(part)
             file = temporary / f"{name}.safetensors"
             # One metadata key: safetensors writes several in a random order.
             save_file(tensors, file, {"skeleton": json.dumps(skeleton)})
-            checksums[file.name] = _checksum(file)
-        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+        write_checksums(temporary)
+        readable_alike(temporary)
         for file in temporary.iterdir():
             _to_disk(file)
         _to_disk(temporary)
@@ -121,19 +120,16 @@ def load(checkpoint: Path) -> dict[str, Any]:
     """
     state = {}
     try:
-        checksums = checkpoint / CHECKSUMS  # checkpoints of the first versions have none
-        expected = json.loads(checksums.read_text()) if checksums.exists() else {}
-        for name, checksum in expected.items():
-            if _checksum(checkpoint / name) != checksum:
-                raise _damaged(checkpoint, f"{name} is not what was written")
+        if not verify(checkpoint):
+            raise Unreadable(checkpoint / CHECKSUMS, "is missing")
         for file in sorted(checkpoint.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
-                skeleton = json.loads(opened.metadata()["skeleton"])
-            state[file.stem] = unflatten(load_file(file), skeleton)
-    except FileNotFoundError as error:
-        raise _damaged(checkpoint, f"{Path(error.filename).name} is missing") from error
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise _damaged(checkpoint, str(error)) from error
+            tensors, texts = read_tensors(file)
+            state[file.stem] = unflatten(tensors, parse_json(texts["skeleton"], file))
+    except Unreadable as error:
+        raise _damaged(checkpoint, str(error).removeprefix(f"{checkpoint}/")) from error
+    # Files that were written whole, but not by us.
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(checkpoint, f"it is none of ours: {error!r}") from error
     return state
 
 
@@ -217,11 +213,6 @@ def _damaged(checkpoint: Path, why: str) -> InputError:
         f"the checkpoint {checkpoint} is damaged ({why}): remove its folder to go on from the one "
         "before"
     )
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,13 +12,16 @@ from rectiflow.errors import InputError, nearest
 from rectiflow.files import write_whole
 from rectiflow.settings_file import dump_yaml, parse_yaml
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+MOST_COUNT, MOST_SEED = 10**12, 2**63 - 1
+"""More than anybody needs, and few enough for all that is computed from them."""
 Reporter = Literal["jsonl", "tensorboard", "wandb", "trackio"]
 
 
 class TrainConfig(BaseModel):
     """The settings of one run; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     CHANGEABLE: ClassVar[frozenset[str]] = frozenset(
         {
@@ -61,7 +64,7 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(default=1e-3, gt=0)
     muon_learning_rate: float | None = Field(default=None, gt=0)
     """When set, hidden matrices are trained by Muon at this rate and the rest by `optimizer`."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     decay_steps: int = Field(default=0, ge=0)
@@ -96,6 +99,15 @@ class TrainConfig(BaseModel):
     checkpoint_minutes: float = Field(default=5, gt=0)
     sample_minutes: float = Field(default=10, gt=0)
     keep_last: int = Field(default=2, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_numbers_in_range(self) -> Self:
+        for name in type(self).model_fields:
+            most = MOST_SEED if name.endswith("seed") else MOST_COUNT
+            value = getattr(self, name)
+            if isinstance(value, int) and abs(value) > most:
+                raise ValueError(f"{name} is {value}: at most {most}")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_cut_a_batch(self) -> Self:

@@ -23,7 +23,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rectiflow._version import __version__
+from rectiflow.checksums import CHECKSUMS, write_checksums
 from rectiflow.errors import InputError, WorkError
+from rectiflow.files import final_name, readable_alike, unfinished_folder
+from rectiflow.guarded import read_json
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX, Folder, load_in_float32
 from rectiflow.models.guidance import check_guidance
@@ -86,12 +89,11 @@ def save_pipeline(
     put_back(folder)
     check_folder(folder)
     record = completed(record or model.record or {}, model)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = None
     with quiet_libraries():
         pipeline = _stock_pipeline(model, dtype)
         try:
-            temporary.mkdir(parents=True)
+            temporary = unfinished_folder(folder)
             pipeline.save_pretrained(temporary)
             load_in_float32(temporary)
             forget_paths(temporary)
@@ -101,7 +103,9 @@ def save_pipeline(
             write_metadata(metadata, temporary)
             write_record(record, temporary)
             shown = type(model)(pipeline, name=folder.name, metadata=metadata)
-            write_card(shown, record, temporary, name=name_of(folder), dtype=dtype)
+            write_card(shown, record, temporary, name=final_name(folder) or "model", dtype=dtype)
+            write_checksums(temporary)
+            readable_alike(temporary)
             _check(temporary, pipeline, dtype)
             put_in_place(temporary, folder)
         except (OSError, SafetensorError) as error:
@@ -110,7 +114,8 @@ def save_pipeline(
                 "the disk and give the same command again"
             ) from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _why(error: Exception) -> str:
@@ -133,8 +138,8 @@ def check_folder(folder: Path) -> None:
         return
     ours = {INDEX, FILE_NAME, RECORD}
     if ours <= there:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        there -= {*index, *ours, CARD, ONNX}
+        index = read_json(folder / INDEX)
+        there -= {*index, *ours, CARD, ONNX, CHECKSUMS}
         if not there:
             return
     raise InputError(
@@ -155,17 +160,12 @@ def put_in_place(temporary: Path, folder: Path) -> None:
 def put_back(folder: Path) -> None:
     """An earlier export that a kill left aside, before the new one had come, is itself again."""
     aside = _aside(folder)
-    if aside.is_dir() and not folder.exists():
+    if aside.is_dir() and not aside.is_symlink() and not folder.exists():
         os.replace(aside, folder)
 
 
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
-
-
-def name_of(folder: Path) -> str:
-    """What a folder's model is called, also while the folder has a temporary name."""
-    return folder.name.lstrip(".").removesuffix(".tmp") or "model"
 
 
 def completed(record: Mapping[str, Any], model: FlowModel) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def forget_paths(folder: Path) -> None:
     for file in folder.rglob("*.json"):
         if "config" not in file.name and file.name != INDEX:
             continue
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = read_json(file)
         kept = {key: value for key, value in said.items() if key not in PATHS}
         if kept != said:
             text = json.dumps(kept, indent=2, ensure_ascii=False)

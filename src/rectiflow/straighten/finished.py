@@ -7,7 +7,6 @@ averaged weights.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rectiflow.settings_file import read_yaml
 from rectiflow.straighten import checkpoint
 from rectiflow.straighten.card import made_for_few_steps
 from rectiflow.straighten.config import validate
+from rectiflow.straighten.metrics_log import read_log
 from rectiflow.straighten.settings import StraightenConfig
 from rectiflow.straighten.student import begin
 from rectiflow.straighten.training_record import MODEL, begun_record, read_record, steps_taken
@@ -123,14 +123,7 @@ def config_steps(config: StraightenConfig) -> tuple[int, ...]:
 def facts(run: Path, config: StraightenConfig, step: int) -> dict[str, Any]:
     """What a run's log says up to a step: the loss, thinned, and the last measures."""
     log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:  # cut short by a kill
-            continue
-    entries = [entry for entry in entries if entry["step"] <= step]
+    entries = [entry for entry in read_log(log) if entry["step"] <= step]
     losses = [[e["step"], e["loss"]] for e in entries if e.get("loss") is not None]
     found: dict[str, Any] = {"step": step, "samples": step * config.batch_size}
     if losses:

@@ -171,8 +171,11 @@ class ClipDistance(nn.Module):
         """
         from transformers import CLIPImageProcessorPil, CLIPModel
 
+        from rectiflow.models.inspection import inspect_folder
         from rectiflow.models.libraries import quiet_libraries
 
+        if folder.is_dir():
+            inspect_folder(folder)
         try:
             with quiet_libraries():
                 clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectiflow.errors import InputError
+from rectiflow.guarded import Unreadable, parse_json, unpack
 from rectiflow.straighten.folder import Folder, dump_json, sha256
 
 MANIFEST = "manifest.json"
@@ -126,17 +127,14 @@ class Manifest(BaseModel):
             InputError: It is not a manifest, or of a later version of this package.
         """
         try:
-            found = json.loads(data)
-            if isinstance(found, dict) and isinstance(later := found.get("format"), int):
-                if later > FORMAT:
-                    raise InputError(
-                        f"{where} is of format {later}, and this version reads up to {FORMAT}: "
-                        "update rectiflow"
-                    )
+            found = parse_json(data, where)
+            if isinstance(later := found.get("format"), int) and later > FORMAT:
+                raise InputError(
+                    f"{where} is of format {later}, and this version reads up to {FORMAT}: "
+                    "update rectiflow"
+                )
             return Manifest.model_validate_json(data)
-        except (ValidationError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (ValidationError, Unreadable) as error:
             raise InputError(
                 f"{where} is not the manifest of a store of pairs: it is damaged, or something else"
             ) from error
@@ -198,10 +196,9 @@ def unpack_prompts(data: bytes, where: str) -> list[str]:
         InputError: It is damaged.
     """
     try:
-        prompts: list[Any] = [json.loads(line) for line in gzip.decompress(data).splitlines()]
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("not text")
-    except (OSError, EOFError, ValueError) as error:
+        lines = unpack(data, where).splitlines()
+        prompts: list[str] = [parse_json(line, where, str) for line in lines]
+    except Unreadable as error:
         raise InputError(
             f"{where} is damaged: remove it, and make the pairs again with the same command, which "
             "writes only what is missing"

@@ -10,11 +10,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rectiflow.errors import InputError, install
 from rectiflow.files import replacing
+from rectiflow.guarded import MOST_UNPACKED, Unreadable, parse_json, read_bytes
 from rectiflow.straighten.trackers import check_tracker, open_tracker
 
 TRACKERS = ("wandb", "trackio")
@@ -107,11 +109,21 @@ class MetricsLog:
             tracker.finish()
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that are whole; none if there is no log."""
+    lines = read_bytes(path, MOST_UNPACKED).splitlines() if path.is_file() else []
+    found = []
+    for line in lines:
+        with suppress(Unreadable):  # cut short by a kill
+            found.append(parse_json(line, path))
+    return found
+
+
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a log that are later than a step, and one that was cut short."""
     if not path.exists():
         return
-    before = path.read_bytes()
+    before = read_bytes(path, MOST_UNPACKED)
     lines = before.splitlines(keepends=True)
     after = b"".join(line for line in lines if _step(line) <= step)
     if after == before:
@@ -136,7 +148,7 @@ def _figures(record: Mapping[str, Any]) -> dict[str, float]:
 def _step(line: bytes) -> float:
     """The step of a line; infinity for one that is not whole."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+        return int(parse_json(line, "log")["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
 

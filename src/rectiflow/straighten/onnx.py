@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from rectiflow.errors import InputError, WorkError, install
+from rectiflow.files import final_name, unfinished_folder
 from rectiflow.flow.diffusion import variance_preserving
 from rectiflow.flow.path import convert
 from rectiflow.models.base import FlowModel
 from rectiflow.models.lora import merge_loras
 from rectiflow.models.unet import UNetModel
 from rectiflow.straighten.card import CARD, PROMPT, environment
-from rectiflow.straighten.export import name_of
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3
@@ -74,9 +74,7 @@ def export_onnx(model: FlowModel, folder: Path) -> list[Path]:
     """
     check_onnx(model)
     assert isinstance(model, UNetModel)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary = unfinished_folder(folder)
     try:
         with _quiet(), torch.no_grad():
             for part in _parts(model):
@@ -308,7 +306,7 @@ def _usage(model: UNetModel, folder: Path) -> str:
         environment()
         .get_template("onnx.md.j2")
         .render(
-            name=name_of(folder.parent),
+            name=final_name(folder.parent),
             folder=folder.name,
             multiple=cells_at_least(model) * model.factor,
             size=model.default_size,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.guarded import Unreadable, parse_json, read_tensors
 from rectiflow.straighten.folder import Folder, reason, sha256
 from rectiflow.straighten.manifest import Manifest, shard_name, sidecar_name
 from rectiflow.straighten.shard import DamagedShard, Shard, Sidecar, read_sidecar
@@ -182,7 +181,7 @@ def read_costs(folder: Folder, manifest: Manifest, number: int) -> Tensor:
     try:
         beginning: bytes = folder.fs.cat_file(path, start=0, end=_HEADER)
         (length,) = struct.unpack("<Q", beginning[:8])
-        place = json.loads(beginning[8 : 8 + length])["cost"]
+        place = parse_json(beginning[8 : 8 + length], name)["cost"]
         first, last = (8 + length + offset for offset in place["data_offsets"])
         data: bytes = folder.fs.cat_file(path, start=first, end=last)
         if place["dtype"] != "F32" or len(data) != 4 * count:
@@ -207,8 +206,8 @@ def _compare(digest: str, size: int, sidecar: Sidecar) -> None:
 def _mapped(path: str, manifest: Manifest, count: int) -> Shard:
     """A local shard whose pages are read when they are needed."""
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        tensors, _ = read_tensors(Path(path))
+    except Unreadable as error:
         raise DamagedShard("it is no safetensors file") from error
     shape = (count, *manifest.latent_shape)
     expected = {"x_1": (torch.float16, shape), "cost": (torch.float32, (count,))}

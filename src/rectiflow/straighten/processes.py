@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rectiflow.errors import InputError, WorkError
 from rectiflow.straighten.config import TrainConfig
+from rectiflow.straighten.launched import check_meeting
 
 SMALLEST_UNIT = 1_000_000
 """Blocks of fewer parameters than this are not gathered by themselves."""
@@ -34,8 +35,10 @@ def start(config: TrainConfig) -> Accelerator:
     count: the configuration does.
 
     Raises:
-        InputError: FSDP with fp16, or a launcher that would put another loop in place of this one.
+        InputError: The environment says of the processes what cannot be, FSDP with fp16, or a
+            launcher that would put another loop in place of this one.
     """
+    check_meeting()
     if config.fsdp and config.mixed_precision == "fp16":
         raise InputError("fsdp does not go with mixed_precision fp16: take bf16, or no fsdp")
     _check_launcher(config)
@@ -175,9 +178,16 @@ def whole(state: Any, keep: bool = True) -> Any:
 
 
 def split_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor split as another of its shape is; as it is where that one is whole."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    """A whole tensor split as another of its shape is, or laid out in memory as that one is.
+
+    A checkpoint keeps no layouts, and a fused optimiser takes a weight's momenta element by element
+    as they lie in memory: those of a weight in `channels_last` must lie likewise.
+    """
+    if tensor.shape != like.shape:
         return tensor
+    if not isinstance(like, DTensor):
+        laid_out = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
+        return laid_out.copy_(tensor)
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 

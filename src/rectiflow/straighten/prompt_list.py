@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import re
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 
 from rectiflow.arguments import checked
 from rectiflow.errors import InputError, install
+from rectiflow.guarded import MOST_UNPACKED, parse_json, read_bytes, unpack
 
 COLUMNS = ("prompt", "caption", "text")
 """What a column of prompts is called where nothing else is said; the first that is there."""
@@ -116,13 +114,8 @@ def _from_file(path: Path, column: str | None) -> Iterable[Row]:
 
 def _text(path: Path, packed: bool) -> str:
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if packed else data
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {error}") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    try:
+        data = read_bytes(path, MOST_UNPACKED)
+        data = unpack(data, path) if packed else data
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
@@ -178,11 +171,7 @@ def _from_parquet(path: Path, column: str | None) -> Iterator[Row]:
 
 
 def _parsed(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
-        raise InputError(f"{where}: it is not JSON ({why})") from error
+    return parse_json(text, where, None)
 
 
 def _prompt(where: str, row: Any, column: str | None) -> str:

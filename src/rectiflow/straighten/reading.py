@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from rectiflow.arguments import checked
 from rectiflow.errors import InputError
+from rectiflow.guarded import parse_json
 from rectiflow.straighten.folder import Folder
 from rectiflow.straighten.manifest import (
     COMPLETE,
@@ -327,7 +327,7 @@ class PairStore:
 def _checksums(folder: Folder) -> dict[str, str]:
     """What `complete.json` says of each shard."""
     try:
-        found = json.loads(folder.read(COMPLETE) or b"")["shards"]
+        found = parse_json(folder.read(COMPLETE) or b"", COMPLETE)["shards"]
         return {str(name): str(checksum) for name, checksum in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder.uri}/{COMPLETE} is damaged: remove it, and {AGAIN}") from error

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from rectiflow.guarded import Unreadable, parse_json
 from rectiflow.straighten.folder import Folder, dump_json, sha256
 from rectiflow.straighten.manifest import Manifest, shard_name, sidecar_name
 
@@ -203,8 +204,8 @@ def read_sidecar(folder: Folder, manifest: Manifest, number: int) -> Sidecar | N
     if data is None:
         return None
     try:
-        sidecar = Sidecar.model_validate_json(data)
-    except ValidationError as error:
+        sidecar = Sidecar.model_validate(parse_json(data, sidecar_name(number)))
+    except (ValidationError, Unreadable) as error:
         raise DamagedShard(f"{sidecar_name(number)} is no sidecar") from error
     indices = manifest.shard_range(number)
     if (sidecar.first, sidecar.count) != (indices.start, len(indices)):

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from rectiflow.errors import InputError, WorkError
+from rectiflow.files import unfinished_folder
 from rectiflow.progress import progress
 from rectiflow.stopping import Request, on_request
 from rectiflow.straighten import checkpoint, processes, run_lock, run_state
@@ -285,11 +286,11 @@ class Trainer:
         with self.learner.averaged():
             if self.main:
                 path = self._picture
-                unfinished = path.with_name(".unfinished.png")
-                path.parent.mkdir(exist_ok=True)
-                self.task.draw_samples(unfinished)
-                if unfinished.is_file():
-                    os.replace(unfinished, path)
+                unfinished = unfinished_folder(path)
+                self.task.draw_samples(unfinished / path.name)
+                for drawn in unfinished.iterdir():
+                    os.replace(drawn, path)
+                unfinished.rmdir()
                 if reports is not None:
                     reports.picture(path, self.step)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rectiflow.errors import InputError
+from rectiflow.guarded import read_json
 from rectiflow.models.base import FlowModel
 from rectiflow.models.folder import INDEX
 
@@ -47,12 +47,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE_NAME
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file} is not the record of a training")
+    found: dict[str, Any] = read_json(file)
     return found
 
 
