@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,8 +15,10 @@ from tqdm import tqdm
 
 QUIET = ContextVar("quiet", default=False)
 """Whether nothing is shown, in this context (`--quiet`)."""
-FIRST, LONGEST = 10.0, 60.0
+FIRST, LONGEST = 10.0, 30.0
 """Seconds before the first line, and at most between two; the time between them doubles."""
+SOON = 2.0
+"""Seconds for which work of one call says nothing."""
 
 
 class _Lines(tqdm):
@@ -52,5 +57,48 @@ def progress(iterable: Iterable[Any] | None = None, **given: Any) -> tqdm[Any]:
         iterable: What is gone through, if that is how the work goes.
         **given: `desc`, `total`, `unit` and the like; `disable=True` is silent.
     """
-    kind = tqdm if sys.stderr.isatty() else _Lines
+    kind: type[tqdm[Any]] = tqdm if sys.stderr.isatty() else _Lines
+    if "ipykernel" in sys.modules:  # a notebook, which has bars of its own
+        kind = importlib.import_module("tqdm.auto").tqdm
     return kind(iterable, **{"disable": QUIET.get()} | given)
+
+
+@contextmanager
+def steps(what: str | None, total: int) -> Iterator[Callable[..., None]]:
+    """A bar of the steps of one call, if that takes longer than `SOON`.
+
+    Args:
+        what: Is done in them; None is silent.
+        total: How many there are.
+
+    Yields:
+        What takes the number of each step, in any order and more than once.
+    """
+    if what is None:
+        yield lambda step, *_: None
+        return
+    seen: set[int] = set()
+    with progress(desc=what, total=total, unit="step", leave=False, delay=SOON) as bar:
+
+        def took(step: int, *_: Any) -> None:
+            seen.add(step)
+            bar.update(len(seen) - bar.n)
+
+        yield took
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say what is done where it takes longer than `SOON`; without a terminal, than `FIRST`."""
+
+    def say() -> None:
+        tqdm.write(f"rectiflow: {what} …", file=sys.stderr)
+
+    timer = threading.Timer(SOON if sys.stderr.isatty() else FIRST, say)
+    timer.daemon = True
+    if not QUIET.get():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

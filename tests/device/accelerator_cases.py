@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 
 import rectiflow as rf
+from rectiflow.app.inventory import _devices
+from rectiflow.app.record import of_model
 from rectiflow.errors import InputError
 from rectiflow.evaluate import metrics
 from rectiflow.flow.measure import straightness, transport_cost
@@ -38,6 +40,24 @@ EDITS = [
 ]
 EDITS += [("flux", preset) for preset in ("fast", "ftedit", "fireflow", *TWINS)]
 EDITS += [("sdxl", "euler"), ("sdxl", "flowedit"), ("qwen", "fast"), ("qwen", "uniedit")]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_dtype_is_that_of_the_checkpoint_and_on_the_cpu_float32(
+    device: torch.device, tmp_path: Path, stored: torch.dtype
+) -> None:
+    pipeline = tiny_model().pipeline
+    pipeline.transformer.to(stored)
+    pipeline.save_pretrained(tmp_path)
+    assert rf.load(tmp_path, device="cpu").dtype == torch.float32
+    assert rf.load(tmp_path, device=device).dtype == stored
+    model = rf.load(tmp_path)  # the accelerator there is
+    assert (model.device.type, model.dtype) == (device.type, stored)
+    assert model.pipeline.vae.dtype == torch.float32
+    assert of_model(model)["dtype"] == str(stored).removeprefix("torch.")
+    asked = torch.float16 if stored == torch.float32 else torch.float32
+    assert rf.load(tmp_path, dtype=asked).dtype == asked
+    assert "stored in" in _devices()
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -51,6 +51,17 @@ def test_noise_is_judged(noise: Noise, levels: list[str]) -> None:
     assert [judgement.level for judgement in judge_noise(noise)] == levels
 
 
+def test_noise_is_judged_by_what_is_usual_of_the_model_where_that_is_known() -> None:
+    """Nothing of a picture it knows is poor, and what has no range says nothing by itself."""
+    usual = {"norm": (0.4, 0.8)}
+    known, unknown = (judge_noise(Noise(norm, 3.0, 0.4, usual)) for norm in (0.6, 1.0))
+    assert [judgement.level for judgement in known] == ["fair", "fair", "fair"]
+    assert [judgement.level for judgement in unknown] == ["poor", "fair", "fair"]
+    assert known[0].words == "somewhat off: too weak, as of images the model knows"
+    assert unknown[0].words == "unlike images the model knows: 0.4 to 0.8"
+    assert "clearly" not in " ".join(judgement.words for judgement in known)
+
+
 def test_numbers() -> None:
     assert number(-0.5) == "−0.5"
     assert number(1.5e9) == "1.5 × 10⁹"

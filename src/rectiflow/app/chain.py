@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rectiflow.app import options, record
-from rectiflow.app.console import evaluations, session
+from rectiflow.app.console import session
 from rectiflow.app.results import inversion_data, method_name, samples, source_hash
 from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
@@ -112,7 +112,6 @@ def chain(
             chosen = source.preset if preset is None else chosen
             source_prompt = source_prompt or source.source_prompt
         with (
-            evaluations(loaded, f"{len(turns)} turns"),
             warnings.catch_warnings(),
             out_of_memory_explained(loaded),
         ):

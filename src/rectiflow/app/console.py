@@ -21,9 +21,7 @@ import rectiflow
 from rectiflow.stopping import GO_ON_LATER, Stopped, at_once
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from rectiflow.models.base import FlowModel
+    pass
 
 PACKAGE = str(Path(rectiflow.__file__).parent)
 VERBOSE = ContextVar("verbose", default=False)
@@ -143,23 +141,6 @@ def session(as_json: bool, resumable: bool = False) -> Iterator[Session]:
         except Stopped as signal:
             opened.note(f"stopped by {signal}: the same command goes on from what is there")
             raise typer.Exit(GO_ON_LATER) from None
-
-
-@contextmanager
-def evaluations(model: FlowModel, what: str) -> Iterator[tqdm[Any]]:
-    """A progress bar that counts calls of a model's network."""
-    from rectiflow.progress import progress
-
-    with progress(desc=what, unit=" evaluations", leave=False) as bar:
-
-        def count(*_: object) -> None:
-            bar.update()
-
-        handle = model.network.register_forward_hook(count)
-        try:
-            yield bar
-        finally:
-            handle.remove()
 
 
 def json_text(data: Any) -> str:

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from rectiflow.app import options, record, results
-from rectiflow.app.console import Session, command_line, evaluations, session
+from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_job import Around, Job, check, check_alone, read, windows_of
 from rectiflow.errors import InputError
 
@@ -261,25 +261,18 @@ def run(
     terminal: Session,
     **arguments: Any,
 ) -> EditResult:
-    """An edit with progress and warnings."""
+    """An edit with its warnings."""
     import rectiflow
     from rectiflow.models.memory import out_of_memory_explained
 
     if isinstance(source, Image.Image):
         _say_what_is_kept(model, source, preset, terminal)
     with (
-        evaluations(model, "inverting") as bar,
         warnings.catch_warnings(),
         out_of_memory_explained(model),
     ):
         warnings.simplefilter("ignore")  # the result has them all, in full
-
-        def show(step: int, *_: object) -> None:
-            bar.set_description(f"editing, step {step + 1}")
-
-        result = rectiflow.edit(
-            model, source, preset=preset, callback_on_step_end=show, **arguments
-        )
+        result = rectiflow.edit(model, source, preset=preset, **arguments)
     for warning in result.warnings:
         terminal.warn(warning)
     return result

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options
-from rectiflow.app.console import Session, evaluations
+from rectiflow.app.console import Session
 from rectiflow.app.generating_refined import Refinement
 from rectiflow.app.generating_sheet import write_pairs, write_sheet
 from rectiflow.errors import InputError
@@ -122,6 +122,7 @@ def _paint(
         guidance_scale=made["guidance_scale"],
         grid=made["grid"],
         solver=made["method"],
+        shown_as="generating",
     )
     return to_pil(model.decode(solution.x)), solution.nfe
 
@@ -148,7 +149,7 @@ def paint_pictures(
 
     folder = wanted.output.parent if wanted.single else wanted.output
     started, sheet = time.perf_counter(), None
-    with evaluations(model, "generating"), out_of_memory_explained(model):
+    with out_of_memory_explained(model):
         if wanted.preview:
             sheet = wanted.output if wanted.single else folder / "sheet.png"
             entries = _preview(model, about, seeds, sheet)
@@ -158,7 +159,7 @@ def paint_pictures(
         after: list[Image.Image] = []
         if refiner is not None:
             assert wanted.refinement is not None
-            with evaluations(refiner, "refining"), out_of_memory_explained(refiner):
+            with out_of_memory_explained(refiner):
                 refined, after = wanted.refinement.write_all(
                     refiner, before, about, seeds, wanted.output
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectiflow.app import options, record
-from rectiflow.app.console import Session, evaluations
+from rectiflow.app.console import Session
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def paint_together(
     from rectiflow.report import save_png
 
     started = time.perf_counter()
-    with evaluations(model, "generating"), out_of_memory_explained(model):
+    with out_of_memory_explained(model):
         result = rectiflow.consistent(
             model,
             wanted.prompts,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options
-from rectiflow.app.console import Session, evaluations
+from rectiflow.app.console import Session
 from rectiflow.app.generating_pictures import seeds_of
 from rectiflow.app.generating_sheet import write_sheet
 from rectiflow.errors import InputError
@@ -78,7 +78,7 @@ def paint_walk(model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: 
     from rectiflow.report.animation import save_gif, save_mp4
 
     started, file = time.perf_counter(), wanted.file
-    with evaluations(model, "generating"), out_of_memory_explained(model):
+    with out_of_memory_explained(model):
         solution = walk_latents(
             model,
             wanted.prompts,

@@ -151,12 +151,15 @@ def _torchvision() -> str:
 def _devices() -> str:
     import torch
 
-    for_cpu = f"cpu with {torch.get_num_threads()} threads"
+    for_cpu = f"cpu with {torch.get_num_threads()} threads, in float32 (--dtype says otherwise)"
     if not torch.accelerator.is_available():
         return for_cpu
     kind = torch.accelerator.current_accelerator()
     torch.ones(1, device=kind).sum().item()
-    return f"{torch.accelerator.device_count()} × {kind}, {for_cpu}"
+    return (
+        f"{torch.accelerator.device_count()} × {kind}, which computes in what a checkpoint is "
+        f"stored in; {for_cpu}"
+    )
 
 
 def _weights() -> str:

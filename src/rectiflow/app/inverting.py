@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 
 from rectiflow.app import options, record
-from rectiflow.app.console import evaluations, session
+from rectiflow.app.console import session
 from rectiflow.app.results import inversion_data, method_name, returned, samples, source_hash
 from rectiflow.errors import InputError
 
@@ -69,10 +69,9 @@ def invert(
         from rectiflow.models.memory import out_of_memory_explained
 
         diagnosis: Diagnosis | None = None
-        with evaluations(loaded, "inverting") as bar, out_of_memory_explained(loaded):
+        with out_of_memory_explained(loaded):
             inversion = rectiflow.invert(loaded, picture, prompt, preset=chosen)
             if reconstruct is not None:
-                bar.set_description("reconstructing")
                 diagnosis = diagnosis_of(inversion)
         inversion.save(output)
         about = inversion_data(inversion, diagnosis)

@@ -87,7 +87,14 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where to compute; by default the accelerator there is, else the CPU."),
 ]
-NetworkDtype = Annotated[Dtype, typer.Option(help="What the network computes in.")]
+NetworkDtype = Annotated[
+    Dtype | None,
+    typer.Option(
+        help="What the network computes in.  [default: on an accelerator what the checkpoint is "
+        "stored in, on the CPU float32]",
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(min=0, max=LARGEST_SEED, help="Of the noise.", show_default=False)
 ]
@@ -156,9 +163,12 @@ class ModelOptions:
             name: instead of the option's.
             **defaults: of `rectiflow.load`, for what no option says.
         """
-        import torch
+        from rectiflow.progress import announced
 
-        from rectiflow.models.load import load
+        with announced("loading PyTorch and diffusers"):
+            import torch
+
+            from rectiflow.models.load import load
 
         given: dict[str, Any] = dict(self.weights)
         if self.device is not None:
@@ -198,7 +208,7 @@ def takes_model(
         "variant": (Variant, None),
         "revision": (Revision, None),
         "device": (Device, None),
-        "dtype": (NetworkDtype, Dtype.float32),
+        "dtype": (NetworkDtype, None),
         "offload": (Offload, OffloadTo.none),
     }
     declared = {name: how for name, how in declared.items() if name not in without}

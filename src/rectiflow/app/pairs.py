@@ -6,8 +6,6 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +19,6 @@ from rectiflow.stopping import time_limit
 
 if TYPE_CHECKING:
     from rectiflow.straighten.pair_maker import PairsMade
-    from rectiflow.straighten.store_writer import PairProgress
 
 commands = Commands(rich_markup_mode=None)
 """`rectiflow pairs` itself, and its subcommands."""
@@ -149,7 +146,6 @@ def pairs(
 
         with (
             time_limit(max_minutes),
-            progress_bar(number, count) as show,
             out_of_memory_explained(loaded),
         ):
             done = make_pairs(
@@ -172,7 +168,6 @@ def pairs(
                 num_workers=count,
                 keep_seconds=keep_seconds,
                 other_versions=other_versions,
-                progress=show,
                 on_event=terminal.warn,
             )
         seconds = time.perf_counter() - started
@@ -180,35 +175,6 @@ def pairs(
             return  # torchrun's first process speaks for all
         data = _result(done, number, count, seconds) | {"warnings": terminal.warnings}
         terminal.result(data, _words(data))
-
-
-@contextmanager
-def progress_bar(worker: int, num_workers: int) -> Iterator[Callable[[PairProgress], None]]:
-    """A bar with pairs a second, the time left and bytes."""
-    from tqdm import tqdm
-
-    from rectiflow.progress import progress
-
-    name = "pairs" if num_workers == 1 else f"pairs, writer {worker + 1} of {num_workers}"
-    with progress(desc=name, unit=" pairs", leave=False, position=worker) as bar:
-        made = 0
-
-        def show(now: PairProgress) -> None:
-            nonlocal made
-            if bar.disable:
-                return
-            # What was there before is no measure of how fast the rest will be.
-            before = now.done - now.made - bar.initial
-            bar.total = now.total
-            bar.initial += before
-            bar.n += before
-            bar.last_print_n += before
-            if now.bytes:
-                bar.set_postfix_str(tqdm.format_sizeof(now.bytes, "B", 1000), refresh=False)
-            bar.update(now.made - made)
-            made = now.made
-
-        yield show
 
 
 def _sources(

@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 
 from rectiflow.app import options, record
-from rectiflow.app.console import evaluations, one_line, session
+from rectiflow.app.console import one_line, session
 from rectiflow.app.edit_job import Around
 from rectiflow.app.generating_pictures import paint
 from rectiflow.app.generating_refined import repaint
@@ -88,15 +88,13 @@ def replay(
         try:
             loaded = model.load(model.model or made["model"], **_recorded(made))
             _check_weights(loaded, made, picture)
-            with evaluations(loaded, "replaying"):
-                new = _again(loaded, made, picture)
+            new = _again(loaded, made, picture)
             if "refinement" in made:
                 alike = options.ModelOptions(device=model.device, offload=model.offload)
                 about = made["refinement"]
                 refiner = alike.load(about["model"], **_recorded(about))
                 _check_weights(refiner, made["refinement"], picture)
-                with evaluations(refiner, "refining"):
-                    new = repaint(refiner, new, made)[0]
+                new = repaint(refiner, new, made)[0]
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, InputError):
                 raise

@@ -55,6 +55,7 @@ def environment(model: FlowModel) -> dict[str, str]:
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
         "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
         "weight_hash": model.weight_hash,
         "weight_files": "verified" if model.verified else "unverified: they have no checksums",

@@ -85,7 +85,9 @@ def reproduce(
             "all that --only names.",
         ),
     ] = False,
-    dtype: options.NetworkDtype = options.Dtype.float32,
+    dtype: Annotated[
+        options.Dtype, typer.Option(help="What networks compute in.")
+    ] = options.Dtype.float32,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a paper's claims on the embedded world.

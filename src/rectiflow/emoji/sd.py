@@ -141,7 +141,7 @@ class SdTask:
         self.vae.requires_grad_(False)
         self.unet = build_unet(config, self.vae.config.latent_channels)
         self.text_encoder = build_text_encoder(config)
-        self.teacher = None if config.teacher is None else load(config.teacher)
+        self.teacher = None if config.teacher is None else load(config.teacher, dtype=torch.float32)
         if config.init_from is not None:
             start = StableDiffusionPipeline.from_pretrained(config.init_from, dtype=torch.float32)
             self.unet.load_state_dict(start.unet.state_dict())

@@ -5,8 +5,9 @@ noise, which is like a draw from N(0, I) if the model could have generated the i
 path ends at a noise that was drawn, and says nothing by it; but the model was asked there what it
 would make of the image under noise, and how wrong it is, is the loss it was trained with.
 
-What is usual differs from model to model. `Metadata.domain` holds the ranges of one; where it is
-empty, `GENERAL` holds for noise, and nothing else is judged.
+What is usual differs from model to model, from scheme to scheme and with the number of steps: a
+crude inversion ends at a noise that is too small. `Metadata.domain` holds the ranges of one model;
+where it is empty, `GENERAL` holds for noise, and nothing else is judged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from rectiflow.invert.result import InversionResult
 from rectiflow.invert.scheme import Scheme
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.invert.trajectory import Inversion
+from rectiflow.models.metadata import Metadata
 
 Ranges = dict[str, tuple[float, float]]
 """From and to, by the name of a statistic."""
@@ -103,6 +106,33 @@ def path_statistics(scheme: Scheme, path: InversionResult, grid: Tensor) -> list
     return [{} for _ in path.trajectory[0]]
 
 
+def usual(metadata: Metadata, scheme: str, num_inference_steps: int) -> Ranges:
+    """What is usual of images that a model knows, inverted by a scheme in so many steps.
+
+    Between two numbers of steps that were measured it is interpolated in their logarithm, beyond
+    them it is that of the nearest. Of a scheme that was not measured nothing is known.
+
+    Example:
+        >>> known = Metadata(domain={"euler": {"norm": {5: (0.0, 0.7), 20: (0.2, 0.9)}}})
+        >>> usual(known, "euler", 10)
+        {'norm': (0.1, 0.8)}
+        >>> usual(known, "euler", 50), usual(known, "two_step", 5)
+        ({'norm': (0.2, 0.9)}, {})
+        >>> usual(Metadata(), "euler", 10) == GENERAL
+        True
+    """
+    if metadata.domain is None:
+        return GENERAL
+    found: Ranges = {}
+    for name, measured in metadata.domain.get(scheme, {}).items():
+        steps = sorted(measured)
+        ends = np.array([measured[count] for count in steps])
+        at = np.log(num_inference_steps)
+        low, high = (float(np.interp(at, np.log(steps), column)) for column in ends.T)
+        found[name] = (low, high)
+    return found
+
+
 def unusual(statistics: Mapping[str, float], ranges: Ranges) -> list[Finding]:
     """The statistics outside their ranges; one that has no range is not judged.
 
@@ -128,4 +158,10 @@ def findings(inversion: Inversion) -> list[Finding]:
         return []
     scheme = SCHEMES[inversion.preset.scheme]
     (statistics,) = path_statistics(scheme, inversion.path, inversion.grid)
-    return unusual(statistics, inversion.model.metadata.domain or GENERAL)
+    return unusual(statistics, usual_of(inversion))
+
+
+def usual_of(inversion: Inversion) -> Ranges:
+    """What is usual of images that its model knows, inverted as this one was."""
+    steps = inversion.preset.num_inference_steps
+    return usual(inversion.model.metadata, inversion.preset.scheme, steps)

@@ -235,6 +235,8 @@ class RecordingField:
         if step != self._step:
             self.close()
             self._step, self._inner = step, 0
+        if self.velocity.on_step is not None:
+            self.velocity.on_step(step)
         wanted = set(self.store.points(step))
         self._last, self._last_rows = {}, rows
 

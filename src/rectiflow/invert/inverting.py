@@ -24,6 +24,7 @@ from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.images import Restore, fit
 from rectiflow.models.picture import Picture, load_image
 from rectiflow.models.taps import tapped
+from rectiflow.progress import steps
 
 
 @checked
@@ -90,7 +91,8 @@ def from_latents(
     prompt = source_prompt or ""
     inverted = "" if chosen.inversion_prompt == "empty" else prompt
     velocity = GuidedVelocity(model, model.encode_prompt([inverted]))
-    path = invert_latents(velocity, latents, grid, chosen, seeds=[chosen.noise_seed])
+    with steps("inverting", len(grid) - 1) as velocity.on_step:
+        path = invert_latents(velocity, latents, grid, chosen, seeds=[chosen.noise_seed])
     if not torch.isfinite(path.trajectory).all():
         raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
     return Inversion(
@@ -206,6 +208,7 @@ def from_seed(
         guidance_scale=guidance_scale,
         grid=whole,
         keep_trajectory=True,
+        shown_as="generating",
     )
     assert solution.trajectory is not None
     grid = grid_for(model, chosen, noise)

@@ -16,6 +16,7 @@ from rectiflow.guarded import read_json
 from rectiflow.models.hub import first_sentence, hub_answers, partly_cached, refusal, unreachable
 from rectiflow.models.inspection import check_index, check_size, inspect_folder
 from rectiflow.models.metadata import FILE_NAME, Metadata, read_metadata
+from rectiflow.models.weights import stored_dtype
 
 INDEX = "model_index.json"
 WEIGHTS = r"([^/]+)/[^/.]+(?:\.([^/]+?))?(?:-\d+-of-\d+)?\.safetensors"
@@ -166,6 +167,25 @@ class Folder:
             **self.text_encoders(dtype, without=given),
             **given,
         )
+
+    def stored_dtype(self) -> torch.dtype:
+        """What the network is to compute in where nobody says: the dtype of its weight files."""
+        part = "unet" if "unet" in self.parts else "transformer"
+        for file in sorted(self._files):
+            match = re.fullmatch(WEIGHTS, file)
+            if match and match[1] == part and match[2] == self.place_of(part)["variant"]:
+                return stored_dtype(self._fetched(file))
+        return torch.float32  # there are none, and loading says so
+
+    def _fetched(self, file: str) -> Path:
+        if isinstance(self.source, Path):
+            return self.source / file
+        from huggingface_hub import hf_hub_download
+
+        found = hf_hub_download(
+            self.source, file, local_files_only=self.local, revision=self.revision
+        )
+        return Path(found)
 
     def text_encoders(self, dtype: torch.dtype, without: Collection[str] = ()) -> dict[str, Any]:
         """The text encoders, loaded apart: a pipeline would not say that weights are missing.

@@ -19,6 +19,7 @@ from rectiflow.models.guidance import GuidedVelocity, guided
 from rectiflow.models.images import to_pil
 from rectiflow.models.prompts import Conditioning, as_prompts
 from rectiflow.models.schedulers import SCHEDULERS, solve_by_scheduler
+from rectiflow.progress import steps
 
 Seed = int | Sequence[int]
 
@@ -67,6 +68,7 @@ def generate_latents(
     solver: Solver | str | None = None,
     callback_on_step_end: Callback | None = None,
     keep_trajectory: bool = False,
+    shown_as: str | None = None,
 ) -> Solution:
     """Follow the guided flow of prompts from given noise.
 
@@ -86,6 +88,7 @@ def generate_latents(
             stand on diffusers' timesteps. The model's default if None, or Euler on a given grid.
         callback_on_step_end: As in `integrate`.
         keep_trajectory: As in `integrate`.
+        shown_as: What a progress bar of the steps is called; there is none if None.
 
     Returns:
         The latents at the grid's end, and their cost. The noise is taken for the state at the
@@ -116,27 +119,28 @@ def generate_latents(
         negative = model.encode_prompt("" if negative_prompt is None else negative_prompt)
     velocity = GuidedVelocity(model, cond, negative, guidance_scale, true_cfg_scale)
     latents = latents.to(model.device)
-    if by_scheduler:
-        assert isinstance(solver, str) and num_inference_steps is not None
-        solution = solve_by_scheduler(
-            velocity,
-            latents,
-            solver,
-            num_inference_steps,
-            callback_on_step_end=callback_on_step_end,
-            keep_trajectory=keep_trajectory,
-        )
-    else:
-        points = grid_points(model, grid, num_inference_steps, latents)
-        begins = model.t_min > 0 and abs(float(points[0]) - model.t_min) < RESOLUTION
-        solution = integrate(
-            velocity,
-            model.initial_state(latents) if begins else latents,
-            points,
-            solver,
-            callback_on_step_end=callback_on_step_end,
-            keep_trajectory=keep_trajectory,
-        )
+    with steps(shown_as, count) as velocity.on_step:
+        if by_scheduler:
+            assert isinstance(solver, str) and num_inference_steps is not None
+            solution = solve_by_scheduler(
+                velocity,
+                latents,
+                solver,
+                num_inference_steps,
+                callback_on_step_end=callback_on_step_end,
+                keep_trajectory=keep_trajectory,
+            )
+        else:
+            points = grid_points(model, grid, num_inference_steps, latents)
+            begins = model.t_min > 0 and abs(float(points[0]) - model.t_min) < RESOLUTION
+            solution = integrate(
+                velocity,
+                model.initial_state(latents) if begins else latents,
+                points,
+                solver,
+                callback_on_step_end=callback_on_step_end,
+                keep_trajectory=keep_trajectory,
+            )
     if not torch.isfinite(solution.x).all():
         raise WorkError(
             f"{model.name} returned numbers that are not finite in {model.dtype}: use "
@@ -220,9 +224,22 @@ def generate(
             grid=grid,
             solver=solver,
             callback_on_step_end=callback_on_step_end,
+            shown_as=batch_name("generating", chunk, len(prompts)),
         )
         images += to_pil(model.decode(solution.x))
     return images
+
+
+def batch_name(what: str, rows: slice, count: int) -> str:
+    """What is done to a batch of so many items.
+
+    Example:
+        >>> batch_name("generating", slice(0, 8), 5), batch_name("generating", slice(4, 8), 9)
+        ('generating', 'generating 5 to 8 of 9')
+    """
+    if rows.stop - rows.start >= count:
+        return what
+    return f"{what} {rows.start + 1} to {min(rows.stop, count)} of {count}"
 
 
 def grid_points(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,6 +43,8 @@ class GuidedVelocity:
         true_cfg_scale: float = 1.0,
     ) -> None:
         self.model = model
+        self.on_step: Callable[[int], object] | None = None
+        """Told the number of the step of every call."""
         self.cond, self.cfg_scale = guided(model, cond, guidance_scale, true_cfg_scale)
         self.samples_per_row = 1 if self.cfg_scale == 1 else 2
         self.negative: Conditioning | None = None
@@ -50,7 +53,9 @@ class GuidedVelocity:
             self.negative, _ = guided(model, negative.as_negative(), guidance_scale)
 
     def __call__(self, x: Tensor, t: Tensor, step: int = 0) -> Tensor:
-        """The velocity at `x` [B, C, h, w]; the step's number is not used."""
+        """The velocity at `x` [B, C, h, w]."""
+        if self.on_step is not None:
+            self.on_step(step)
         cond = self.cond.rows(len(x))
         if self.negative is None:
             return self.model.velocity(x, t, cond)

@@ -20,7 +20,7 @@ from rectiflow.flow.device import precise, take
 from rectiflow.flow.path import as_tensor
 from rectiflow.flow.solver import Solution
 from rectiflow.models.base import FlowModel
-from rectiflow.models.generate import generate_latents, initial_noise
+from rectiflow.models.generate import batch_name, generate_latents, initial_noise
 from rectiflow.models.images import to_pil
 from rectiflow.models.prompts import Conditioning, as_prompts
 
@@ -160,6 +160,7 @@ def walk_latents(
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
             solver=solver,
+            shown_as=batch_name("generating", rows, frames),
         )
         for rows in (slice(first, first + batch_size) for first in range(0, frames, batch_size))
     ]

@@ -29,7 +29,8 @@ from rectiflow.models.sd import SDModel
 from rectiflow.models.sd3 import SD3Model
 from rectiflow.models.sdxl import SDXLModel
 from rectiflow.models.single_file import SUFFIXES, check_suffix, open_single_file
-from rectiflow.models.weights import check_finite
+from rectiflow.models.weights import check_finite, stored_dtype
+from rectiflow.progress import announced
 
 FAMILIES: dict[str, type[FlowModel]] = {
     "StableDiffusion3Pipeline": SD3Model,
@@ -54,7 +55,7 @@ def embedded_models() -> list[str]:
 def load(
     name_or_folder: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     offload: Offload | None = None,
     variant: str | None = None,
@@ -69,8 +70,10 @@ def load(
         name_or_folder: The name of an embedded model, a folder that a diffusers pipeline was saved
             to, the id of one on the hub (`"stabilityai/stable-diffusion-3.5-medium"`), or a
             checkpoint in one `.safetensors` or `.gguf` file.
-        dtype: What network and text encoders compute in. The codec always computes in float32,
-            which costs little and keeps rounding out of the reconstruction.
+        dtype: What network and text encoders compute in; if None, on an accelerator what the
+            network is stored in (bfloat16 if that is 8 bits or fewer), on the CPU float32. The
+            codec always computes in float32, which costs little and keeps rounding out of the
+            reconstruction.
         device: Where; if None, the accelerator there is, else the CPU.
         offload: Keep the weights in main memory and bring to the accelerator one `"model"` at a
             time, or layer after layer (`"sequential"`).
@@ -98,8 +101,8 @@ def load(
     offloads = offload in ("model", "sequential")
     if offloads and device.type == "cpu":
         raise InputError(f"offload={offload!r} needs an accelerator: leave it out on the CPU")
-    with quiet_libraries():
-        pipeline, folder = _open(source, name, base, dtype, variant, revision)
+    with quiet_libraries(), announced(f"loading {name}"):
+        pipeline, folder = _open(source, name, base, dtype, device, variant, revision)
         add_loras(pipeline, lora, name)
         check_finite({key: m for key, m in pipeline.components.items() if _is_network(m)}, name)
         family, metadata = _family(folder, convention), folder.metadata()
@@ -194,11 +197,14 @@ def _open(
     source: Path | str,
     name: str,
     base: str | Path | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
+    device: torch.device,
     variant: str | None,
     revision: str | None,
 ) -> tuple[Any, Folder]:
     """The pipeline, and the folder (or repository) that says what it is."""
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
     if isinstance(source, Path) and source.is_file():
         rest = None
         if base is not None:
@@ -212,12 +218,12 @@ def _open(
                 f"{given} is of a folder or a model on the hub, and {name} is one file: leave it "
                 "out, or name with base= (--base) what it is of"
             )
-        return open_single_file(source, rest, FAMILIES, dtype)
+        return open_single_file(source, rest, FAMILIES, dtype or stored_dtype(source))
     if base is not None:
         raise InputError(f"base is for checkpoints in one file, and {name} has all its parts")
     folder = Folder(source, name, FAMILIES, variant, revision)
     with _failures(folder):
-        return folder.pipeline(dtype), folder
+        return folder.pipeline(dtype or folder.stored_dtype()), folder
 
 
 @contextmanager

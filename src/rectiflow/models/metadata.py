@@ -43,8 +43,9 @@ class Metadata(BaseModel):
     """The numbers of steps that a rectified few-step model was made for."""
     default_size: int | None = Field(default=None, gt=0)
     """Side of the square image the model was trained on, in pixels."""
-    domain: dict[str, Range] | None = None
-    """The statistics of images it knows, from and to, by the names of `rectiflow.invert.domain`."""
+    domain: dict[str, dict[str, dict[int, Range]]] | None = None
+    """What is usual of images it knows, from and to: by the inversion scheme, by the statistic's
+    name in `rectiflow.invert.domain`, and by the number of steps."""
     knows: str | None = None
     """What it was trained on and therefore knows alone, in a few words."""
     vocabulary: str | None = None

@@ -112,6 +112,7 @@ def refine_latents(
         grid=points,
         solver=solver,
         callback_on_step_end=callback_on_step_end,
+        shown_as="refining",
     )
 
 

@@ -130,6 +130,8 @@ def solve_by_scheduler(
     states = [x_t * _scale(model, times[0])]
     for step, timestep in enumerate(scheduler.timesteps):
         nfe += len(x_t) * velocity.samples_per_row
+        if velocity.on_step is not None:
+            velocity.on_step(step)
         prediction = _guided_prediction(model, velocity, x_t, timestep)
         x_t = scheduler.step(prediction, timestep, x_t, return_dict=False)[0]
         # After the last step the state is what is decoded, whatever is left of noise in it.

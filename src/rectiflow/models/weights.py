@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -51,6 +55,28 @@ def check_finite(modules: Mapping[str, nn.Module], source: str) -> None:
                 f"{source}: the weights are broken ({name} is not finite): download them again, "
                 "or take an earlier checkpoint"
             )
+
+
+def stored_dtype(file: Path) -> torch.dtype:
+    """What most numbers in a file of weights are: float32, float16, or else bfloat16.
+
+    Of kinds that networks do not compute in (8 bits, GGUF) that is what they are unpacked to.
+
+    Raises:
+        InputError: It is not a safetensors file.
+    """
+    if file.suffix.lower() == ".gguf":
+        return torch.bfloat16
+    counted: Counter[str] = Counter()
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():
+                part = opened.get_slice(name)
+                counted[part.get_dtype()] += math.prod(part.get_shape())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} is not a safetensors file: {error}") from error
+    most = max(counted, key=counted.__getitem__, default="F32")
+    return {"F32": torch.float32, "F16": torch.float16}.get(most, torch.bfloat16)
 
 
 def _weights(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -53,6 +53,9 @@ class Noise:
     """Excess kurtosis."""
     autocorrelation: float
     """Of neighbouring values, in [-1, 1]."""
+    usual: Mapping[str, tuple[float, float]] | None = None
+    """From and to, by these names: of images that the model knows. What has no range here is not
+    judged; None if nothing is known of the model."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

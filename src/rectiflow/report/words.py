@@ -165,14 +165,18 @@ def _level(deviation: float, fair: float, poor: float) -> Literal["good", "fair"
 
 
 def judge_noise(noise: Noise) -> list[Judgement]:
-    """The statistics of inverted noise beside those of N(0, I), in plain words."""
+    """The statistics of inverted noise beside those of N(0, I), in plain words.
+
+    Of images that a model knows it ends at noise that is not N(0, I) either. Where it is known at
+    which, only what is unlike that is poor.
+    """
     judgements = []
-    for name, value, ideal, fair, poor, high, low in (
-        ("Norm", noise.norm, 1, 0.05, 0.15, "too strong", "too weak"),
-        ("Excess kurtosis", noise.kurtosis, 0, 0.3, 1.0, "outliers", "flat, few large values"),
+    for key, name, ideal, fair, poor, high, low in (
+        ("norm", "Norm", 1, 0.05, 0.15, "too strong", "too weak"),
+        ("kurtosis", "Excess kurtosis", 0, 0.3, 1.0, "outliers", "flat, few large values"),
         (
+            "autocorrelation",
             "Neighbour correlation",
-            noise.autocorrelation,
             0,
             0.05,
             0.2,
@@ -180,13 +184,20 @@ def judge_noise(noise: Noise) -> list[Judgement]:
             "neighbours alternate",
         ),
     ):
+        value = getattr(noise, key)
         level = _level(value - ideal, fair, poor)
+        ends = (noise.usual or {}).get(key)
         if not math.isfinite(value):
             words = "cannot be computed"
+        elif ends is not None and not ends[0] <= value <= ends[1]:
+            words = f"unlike images the model knows: {number(ends[0])} to {number(ends[1])}"
+            level = "poor"
         elif level == "good":
             words = "like true noise"
         else:
+            level = level if noise.usual is None else "fair"
             words = f"{'somewhat' if level == 'fair' else 'clearly'} off: "
             words += high if value > ideal else low
+            words += ", as of images the model knows" if ends else ""
         judgements.append(Judgement(name, number(value), str(ideal), words, level))
     return judgements

@@ -183,7 +183,7 @@ def edit(
         changed=torch.stack([changed for changed, _ in words]),
         deleted=torch.stack([deleted for _, deleted in words]),
     )
-    edited = edit_latents(model, task, chosen, callback_on_step_end)
+    edited = edit_latents(model, task, chosen, callback_on_step_end, "editing")
     if not torch.isfinite(edited.latents).all():
         raise WorkError(f"{model.name} returned numbers that are not finite in {model.dtype}")
     source = inversion.picture or inversion.images(inversion.latents)[0]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rectiflow.invert.diagnosis import Diagnosis
+from rectiflow.invert.domain import usual_of
 from rectiflow.invert.presets import Preset, method_name
 from rectiflow.invert.trajectory import Inversion
 from rectiflow.models.picture import load_image
@@ -169,7 +170,7 @@ class EditResult:
             residuals=inversion.residuals,
             noise=None
             if noise is None
-            else Noise(noise.norm, noise.kurtosis, noise.autocorrelation),
+            else Noise(noise.norm, noise.kurtosis, noise.autocorrelation, usual_of(inversion)),
             nfe_inversion=self.nfe["inversion"],
             nfe_editing=self.nfe["editing"],
             nfe_reconstruction=self.nfe["reconstruction"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
 from rectiflow.invert.features import check_controls
 from rectiflow.invert.preset import Preset
 from rectiflow.models.base import FlowModel
+from rectiflow.progress import steps
 from rectiflow.steer.dna_edit import dna_edit
 from rectiflow.steer.flow_edit import flow_edit
 from rectiflow.steer.masks import blended
@@ -32,6 +34,7 @@ def edit_latents(
     task: EditTask,
     preset: Preset,
     callback_on_step_end: StepCallback | None = None,
+    shown_as: str | None = None,
 ) -> Edited:
     """Edit a task by the method that a preset names, and blend what is grey in its mask.
 
@@ -39,7 +42,14 @@ def edit_latents(
         InputError: the preset acts on joint attentions, and the network has none.
     """
     check_controls(model, preset, windows=task.token_steps is not None)
-    edited = METHODS[preset.method](model, task, preset, callback_on_step_end)
+    with steps(shown_as, len(task.grid) - 1) as took:
+
+        def ended(step: int, *state: Any) -> Any:
+            took(step)
+            return callback_on_step_end and callback_on_step_end(step, *state)
+
+        called = callback_on_step_end if shown_as is None else ended
+        edited = METHODS[preset.method](model, task, preset, called)
     if edited.mask is None:
         return edited
     source = task.trajectory[-1][list(task.owners)]

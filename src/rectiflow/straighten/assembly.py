@@ -81,7 +81,7 @@ def loaded(name: str, **told: Any) -> FlowModel:
     """
     check_meeting()
     device = PartialState(cpu=not torch.accelerator.is_available()).device
-    return load(name, device=device, **told)
+    return load(name, dtype=torch.float32, device=device, **told)
 
 
 def check_store(manifest: Manifest, uri: str, model: FlowModel, any_teacher: bool = False) -> None:

@@ -195,6 +195,7 @@ def metadata_of(
     changed: dict[str, Any] = {"family": model.family}
     config = record.get("config", {})
     if student_steps or config:
+        changed["domain"] = None  # which was measured of other weights
         changed["student_steps"] = tuple(sorted(set(student_steps))) or None
     if student_steps and made_for_few_steps(config):
         changed["default_num_inference_steps"] = min(student_steps)

@@ -84,14 +84,14 @@ def load_student(
     """
     config = _configuration(run)
     if wanted is None and steps_taken(run) == config.steps:
-        model = load(run / MODEL, device=device)
+        model = load(run / MODEL, dtype=torch.float32, device=device)
         record = (read_record(run / MODEL) or {}) | {"run": facts(run, config, config.steps)}
         return Student(model, record, config_steps(config), config.steps)
     found = checkpoint.resolve(run, wanted or "latest")
     if found is None:
         raise InputError(f"{run} has no checkpoint yet: train first")
     state = checkpoint.load(found)
-    model = load(config.model, device=device, **config.loaded_with)
+    model = load(config.model, dtype=torch.float32, device=device, **config.loaded_with)
     identity = _identity(state, model, found)
     student = begin(
         model,

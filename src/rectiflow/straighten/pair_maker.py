@@ -21,6 +21,7 @@ from rectiflow.models.prompts import as_prompts
 from rectiflow.models.schedulers import solver_settings
 from rectiflow.straighten.folder import Folder
 from rectiflow.straighten.manifest import MANIFEST, Manifest, hash_prompts, read_manifest
+from rectiflow.straighten.pair_progress import progress_bar
 from rectiflow.straighten.pair_source import Generated, Inverted, Source, hash_files
 from rectiflow.straighten.store_writer import (
     PairProgress,
@@ -113,7 +114,7 @@ def make_pairs(
         keep_seconds: How often the pairs of an unfinished shard are kept.
         other_versions: Make what is missing also with other versions of PyTorch or diffusers than
             the store was begun with. Their last bits may differ; each such shard says what made it.
-        progress: Called after each batch.
+        progress: Called after each batch, instead of showing a bar.
         on_event: Told of damaged files.
 
     Returns:
@@ -184,18 +185,18 @@ def make_pairs(
         if threads is None:
             wanted = wanted.model_copy(update={"threads": begun.threads})
         check_same(folder, begun, wanted, model.name)
-        writer = StoreWriter(
-            folder,
-            begun,
-            worker,
-            num_workers,
-            keep_seconds,
-            progress,
-            on_event,
-            versions=wanted.versions,
-            other_versions=other_versions,
-        )
-        with cpu_threads(begun.threads):
+        with cpu_threads(begun.threads), progress_bar(worker, num_workers) as bar:
+            writer = StoreWriter(
+                folder,
+                begun,
+                worker,
+                num_workers,
+                keep_seconds,
+                progress or bar,
+                on_event,
+                versions=wanted.versions,
+                other_versions=other_versions,
+            )
             complete = writer.write(prompts, _source(model, begun, prompts, files))
     return PairsMade(
         uri=folder.uri,
