@@ -145,7 +145,7 @@ def place(
     """A folder with the files that the docs speak of, and models that stand for those they name."""
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    for name in ("photo.png", "cat.jpg"):
+    for name in ("photo.png", "photo.jpg", "cat.jpg"):
         Image.fromarray(values).save(name)
     mask = Image.new("L", (32, 32))
     mask.paste(255, (8, 8, 24, 24))

@@ -27,7 +27,7 @@ from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.identity import difference
 from rectiflow.models.images import Restore
 from rectiflow.models.prompts import Conditioning
-from rectiflow.progress import SOON, progress
+from rectiflow.progress import steps
 from rectiflow.sealed import load_sealed, save_sealed
 
 FORMAT = 3
@@ -150,14 +150,12 @@ class Inversion:
         scheme = SCHEMES[self.path.scheme or self.preset.scheme]
         solver = scheme.solver(self.path, self.grid, torch.zeros(1).long())
         sizes, memory, x = [], None, self.noise
-        times = progress(
-            list(pairwise(self.grid)), desc="reconstructing", unit="step", leave=False, delay=SOON
-        )
-        for step, (t, t_next) in enumerate(times):
-            landed, memory = solver.step(counted, x, t, t_next, step, memory)
-            correction = self.trajectory[step + 1] - landed
-            sizes.append(correction.norm() / (landed - x).norm().clamp_min(1e-12))
-            x = landed + correction if compensate else landed
+        with steps("reconstructing", len(self.grid) - 1) as velocity.on_step:
+            for step, (t, t_next) in enumerate(pairwise(self.grid)):
+                landed, memory = solver.step(counted, x, t, t_next, step, memory)
+                correction = self.trajectory[step + 1] - landed
+                sizes.append(correction.norm() / (landed - x).norm().clamp_min(1e-12))
+                x = landed + correction if compensate else landed
         return Reconstruction(
             latents=x,
             image=self.images(x)[0],
