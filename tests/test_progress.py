@@ -136,7 +136,7 @@ def test_what_takes_long_is_announced(
 ) -> None:
     with announced("loading nothing"):
         pass
-    monkeypatch.setattr(module, "FIRST", 0.05)
+    monkeypatch.setattr(module, "LONGEST", 0.05)
     with announced("loading a large model"):
         time.sleep(0.3)
     assert capsys.readouterr().err == "rectiflow: loading a large model …\n"

@@ -85,16 +85,17 @@ def steps(what: str | None, total: int) -> Iterator[Callable[..., None]]:
             bar.update(len(seen) - bar.n)
 
         yield took
+        bar.update(total - bar.n)
 
 
 @contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Say what is done where it takes longer than `SOON`; without a terminal, than `FIRST`."""
+    """Say what is done where it takes longer than `SOON`; without a terminal, than `LONGEST`."""
 
     def say() -> None:
         tqdm.write(f"rectiflow: {what} …", file=sys.stderr)
 
-    timer = threading.Timer(SOON if sys.stderr.isatty() else FIRST, say)
+    timer = threading.Timer(SOON if sys.stderr.isatty() else LONGEST, say)
     timer.daemon = True
     if not QUIET.get():
         timer.start()

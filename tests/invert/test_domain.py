@@ -211,4 +211,4 @@ def test_the_recorded_calibration_is_the_model_s() -> None:
                 count[group] += len(entry["values"])
         assert warned["known"] <= 0.02 * count["known"], preset
         assert warned["noise"] == count["noise"]
-        assert warned["photographs"] >= (0.95 if preset == "exact" else 0.9) * count["photographs"]
+        assert warned["photographs"] >= 0.95 * count["photographs"]
