@@ -9,6 +9,7 @@ point with a tolerance, features kept on disk, and dopri5.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
