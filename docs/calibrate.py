@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 import rectiflow as rf
+from rectiflow.checksums import write_checksums
 from rectiflow.emoji.caption import caption
 from rectiflow.emoji.render import render
 from rectiflow.emoji.scene import sample
@@ -272,6 +273,7 @@ def main() -> None:
     file.write_text(json.dumps(report) + "\n", encoding="utf-8")
     fill(table(report))
     write_metadata(metadata, WEIGHTS / MODEL)
+    write_checksums(WEIGHTS / MODEL)
 
 
 if __name__ == "__main__":
