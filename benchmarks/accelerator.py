@@ -1,11 +1,12 @@
 """Does it run on this accelerator at all: tiny pipelines of the real classes through every path.
 
-    python benchmarks/accelerator.py > accelerator.json     # in a clone; minutes on a GPU
+    python benchmarks/accelerator.py > accelerator.jsonl     # in a clone; minutes on a GPU
 
-Generating, inverting, every preset, kept features, off-loading and `torch.compile`, then pairs,
-reflow and distillation resumed once, in bfloat16 and float16. The JSON has a line for each with its
-seconds, or the trace of what went wrong; the exit code is 1 if anything did. ``--steps 2`` on a CPU
-is a rehearsal.
+Generating, inverting, every preset, kept features and off-loading, then pairs, reflow and
+distillation resumed once, in bfloat16 and float16, and `torch.compile` once a family. A line of
+JSON follows each as soon as it is over: ok, refused with its reason, or failed with its trace, and
+the seconds; the last line counts them. What a run that is killed has found is so kept. The exit
+code is 1 if anything failed. ``--steps 2`` on a CPU is a rehearsal.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 import rectiflow as rf  # noqa: E402
 from rectiflow.invert.presets import PRESETS  # noqa: E402
+from rectiflow.models.metadata import Metadata, write_metadata  # noqa: E402
 from tests.tiny import tiny_sd3  # noqa: E402
 from tests.tiny_flux import tiny_flux  # noqa: E402
 from tests.tiny_qwen import tiny_qwen  # noqa: E402
@@ -42,31 +44,37 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "qwen": tiny_qwen,
 }
 PROMPTS = ["a red cat", "two apples"]
+PRECISIONS = {"sd": ("bf16", "fp16"), "sd3": ("bf16",), "flux": ("bf16",)}
+"""In which families are straightened: the whole is to take four minutes on a GPU."""
 
 
 class Report:
-    """What was tried: name -> seconds, a refusal in words, or a trace."""
+    """What was tried, said as it goes: a line of JSON each."""
 
     def __init__(self) -> None:
-        self.tried: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, list[str]] = {"ok": [], "refused": [], "failed": []}
 
     def run(self, name: str, work: Callable[[], object]) -> None:
         started = time.perf_counter()
-        found: dict[str, Any] = {"ok": True}
+        outcome, why = "ok", ""
         try:
             work()
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
         except rf.InputError as error:
-            found["refused"] = str(error)
+            outcome, why = "refused", str(error)
         except Exception:  # whatever goes wrong is what is asked for
-            found = {"ok": False, "trace": traceback.format_exc()}
-        self.tried[name] = found | {"seconds": round(time.perf_counter() - started, 3)}
-        print(f"{'ok' if found['ok'] else 'FAILED':7} {name}", file=sys.stderr, flush=True)
+            outcome, why = "failed", traceback.format_exc()
+        self.outcomes[outcome].append(name)
+        seconds = round(time.perf_counter() - started, 3)
+        print(json.dumps({"name": name, outcome: why or True, "seconds": seconds}), flush=True)
+        print(f"{outcome:7} {name}", file=sys.stderr, flush=True)
 
 
-def edits(report: Report, name: str, folder: Path, dtype: torch.dtype, steps: int) -> None:
-    """Everything that takes a picture or a prompt."""
+def edits(
+    report: Report, name: str, folder: Path, dtype: torch.dtype, steps: int, compiles: bool
+) -> None:
+    """Everything that takes a picture or a prompt; compiled, which takes the longest, if asked."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     picture, here = Image.fromarray(pixels), f"{name} {str(dtype).removeprefix('torch.')}"
     given: dict[str, Any] = {"num_inference_steps": steps}
@@ -97,27 +105,29 @@ def edits(report: Report, name: str, folder: Path, dtype: torch.dtype, steps: in
         other.network.compile()
         edit(other)
 
-    report.run(f"{here}: compiled", compiled)
+    if compiles:
+        report.run(f"{here}: compiled", compiled)
 
 
 def straighten(report: Report, folder: Path, work: Path, precision: str, steps: int) -> None:
     """Pairs, then reflow and distillation of so many steps, each resumed at its half."""
-    model, store = rf.load(folder), work / f"pairs-{precision}"
+    model, store = rf.load(folder), work / f"pairs-{folder.name}-{precision}"
+    here = f"{folder.name} {precision}"
     shape: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
-    report.run(f"pairs {precision}", lambda: rf.make_pairs(model, PROMPTS, store, num=16, **shape))
+    report.run(f"{here}: pairs", lambda: rf.make_pairs(model, PROMPTS, store, num=16, **shape))
     for kind, train in (("reflow", rf.reflow), ("distill", rf.distill)):
         for length in (steps // 2, steps):
             given = {"mixed_precision": precision, "batch_size": 4, "warmup_steps": 1}
             given |= {"steps": max(length, 1), "held_out": 4, "log_every": 5}
-            run = work / f"{kind}-{precision}"
+            run = work / f"{kind}-{folder.name}-{precision}"
             report.run(
-                f"{kind} {precision}, to step {given['steps']}",
+                f"{here}: {kind}, to step {given['steps']}",
                 lambda train=train, run=run, given=given: train(model, store, run=run, **given),
             )
 
 
 def main() -> int:
-    """Try all of it, and print the JSON."""
+    """Try all of it, and print the last line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=4, help="of an edit")
     parser.add_argument("--train-steps", type=int, default=20)
@@ -128,15 +138,17 @@ def main() -> int:
         work = Path(name)
         for family in options.only or PIPELINES:
             PIPELINES[family]().save_pretrained(work / family)
+            write_metadata(Metadata(default_size=32), work / family)
             for dtype in (torch.bfloat16, torch.float16):
-                edits(report, family, work / family, dtype, options.steps)
-        if "sd" in (options.only or PIPELINES):
-            for precision in ("bf16", "fp16"):
-                straighten(report, work / "sd", work, precision, options.train_steps)
+                compiles = dtype == torch.bfloat16
+                edits(report, family, work / family, dtype, options.steps, compiles)
+            for precision in PRECISIONS.get(family, ()):
+                straighten(report, work / family, work, precision, options.train_steps)
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    failed = [name for name, found in report.tried.items() if not found["ok"]]
+    failed = report.outcomes["failed"]
     made = {"device": str(there), "machine": platform.machine(), "torch": torch.__version__}
-    print(json.dumps(made | {"failed": failed, "tried": report.tried}, indent=2))
+    counts = {outcome: len(names) for outcome, names in report.outcomes.items()}
+    print(json.dumps(made | counts | {"failures": failed}))
     return 1 if failed else 0
 
 

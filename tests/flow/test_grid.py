@@ -141,6 +141,7 @@ def test_parts_meet(steps):
         (dict(grid="dynamic", num_inference_steps=4), "needs num_tokens"),
         (dict(grid="shifted", num_inference_steps=4, shift=0.0), "shift is 0.0"),
         (dict(grid="diffusers", num_inference_steps=4, shift=float("nan")), "shift is nan"),
+        (dict(grid="shifted", num_inference_steps=2, shift=1e9), "its shift is 1e.09.* shorter"),
         (dict(grid=[0.0]), "two or more"),
         (dict(grid=torch.zeros(2, 2)), "two or more"),
         (dict(grid=[0.0, 0.5, 0.5, 1.0]), "strictly rise"),

@@ -155,7 +155,7 @@ def pairs(
                 num=num,
                 guidance_scale=(1.0 if files else 5.0) if guidance is None else guidance,
                 negative_prompt=negative,
-                solver=solver or ("rk4" if files else loaded.default_solver),
+                solver=solver,
                 num_inference_steps=steps,
                 height=height,
                 width=width,

@@ -222,6 +222,12 @@ def make_grid(
                 f"the grid given has {len(points) - 1} steps, not {num_inference_steps}: "
                 "leave num_inference_steps out"
             )
+    if isinstance(grid, str) and bool((points.diff() < RESOLUTION).any()):
+        told = f" (its shift is {shift:g})" if grid in ("shifted", "diffusers") else ""
+        raise InputError(
+            f"the grid {grid!r}{told} has {len(points) - 1} steps, some of them shorter than "
+            f"{RESOLUTION:g}: give fewer steps, or times of your own as the grid"
+        )
     result = part(points, start, stop).to(dtype)
     check_grid(result)
     return result

@@ -65,7 +65,7 @@ def make_pairs(
     num: int | None = None,
     guidance_scale: float = 5.0,
     negative_prompt: str | None = None,
-    solver: str = "dpmpp",
+    solver: str | None = None,
     num_inference_steps: int = 25,
     height: int | None = None,
     width: int | None = None,
@@ -96,7 +96,7 @@ def make_pairs(
         num: How many pairs; as many as prompts if None.
         guidance_scale: Of the teacher. 5 for Stable Diffusion: 6 saturates (InstaFlow, §3.2).
         negative_prompt: What guidance pushes away from; the empty prompt if None.
-        solver: As in `generate_latents`.
+        solver: As in `generate_latents`; if None the model's default, or rk4 for `images`.
         num_inference_steps: N.
         height: In pixels; the model's default if None.
         width: Likewise.
@@ -147,6 +147,7 @@ def make_pairs(
     if files is not None and num > len(files):
         raise InputError(f"num is {num}, and there are {len(files)} images: give no more")
     check_guidance("guidance_scale", guidance_scale)
+    solver = solver or (model.default_solver if images is None else "rk4")
     height = model.default_size if height is None else height
     width = model.default_size if width is None else width
     wanted = Manifest(
