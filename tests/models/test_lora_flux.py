@@ -14,6 +14,7 @@ from PIL import Image
 
 import rectiflow as rf
 from rectiflow.models import FluxModel, load
+from rectiflow.models.metadata import Metadata, write_metadata
 from tests.tiny_flux import tiny_flux
 
 
@@ -22,6 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(a tiny FLUX, a random LoRA for its double and single blocks)."""
     root = tmp_path_factory.mktemp("flux")
     tiny_flux().save_pretrained(root / "model")
+    write_metadata(Metadata(default_size=32), root / "model")
     pipeline = tiny_flux()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
