@@ -302,7 +302,7 @@ def test_the_record_goes_with_it_and_paths_do_not(tmp_path: Path) -> None:
     metadata = load(out, device="cpu").metadata
     assert metadata.student_steps == (1, 4) and metadata.default_num_inference_steps == 1
     assert metadata.default_guidance_scale == 1.0
-    assert load(teacher, device="cpu").metadata.default_guidance_scale == 1.5
+    assert load(teacher, device="cpu").metadata.default_guidance_scale == 1.0
     save_pipeline(tiny_sd_model(), tmp_path / "told", record=earlier, guidance_scale=2.5)
     assert load(tmp_path / "told", device="cpu").metadata.default_guidance_scale == 2.5
     assert "guidance_scale=2.5" in (tmp_path / "told" / "README.md").read_text()

@@ -50,8 +50,8 @@ def export(
         float | None,
         typer.Option(
             min=0,
-            help="At which it is to be used, for its rectiflow.json and card.  [default: 1.5 after "
-            "reflow, 1 for few steps]",
+            help="At which it is to be used, for its rectiflow.json and card.  [default: 1 after "
+            "reflow and for few steps]",
             show_default=False,
         ),
     ] = None,

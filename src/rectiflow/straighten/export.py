@@ -49,7 +49,7 @@ PATHS = ("_name_or_path", "name_or_path")
 NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
 """An embedded model, or one of the hub; a path on this machine tells nobody else anything."""
 
-REFLOWED_GUIDANCE, REFLOWED_STEPS = 1.5, 25
+REFLOWED_GUIDANCE, REFLOWED_STEPS = 1.0, 25
 """For a reflowed flow that was not distilled (InstaFlow, arXiv 2309.06380, section 4)."""
 
 
@@ -76,8 +76,9 @@ def save_pipeline(
             model itself carries if None.
         student_steps: The numbers of steps that it was made for; none for a model that was not
             trained for few.
-        guidance_scale: At which it is to be used, if that is known better than by the rule: 1.5
-            after reflow (InstaFlow), 1 for students of few steps.
+        guidance_scale: At which it is to be used, if that is known better than by the rule: 1
+            (none) after reflow and for students of few steps. InstaFlow takes 1.5 after reflow,
+            which measures worse here (docs/choosing.md).
 
     Raises:
         InputError: The folder has other things in it, a weight does not fit into the dtype, or the
