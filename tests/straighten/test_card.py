@@ -132,7 +132,7 @@ def test_a_flow_that_is_only_straightened_is_not_called_a_student(tmp_path: Path
     save_pipeline(tiny_sd_model(), tmp_path / "out", record=record(kind="reflow"))
     text = (tmp_path / "out" / "README.md").read_text()
     assert "straightened by reflow from owner/teacher" in text
-    assert "num_inference_steps=25," in snippet(text) and "guidance_scale=1.0," in snippet(text)
+    assert "num_inference_steps=25," in snippet(text) and "guidance_scale=1," in snippet(text)
     assert "Made for" not in text and "one-step" not in front(text)["tags"]
     assert "license" not in front(text) and "does not name it" in text
 

@@ -50,7 +50,7 @@ NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
 """An embedded model, or one of the hub; a path on this machine tells nobody else anything."""
 
 REFLOWED_GUIDANCE, REFLOWED_STEPS = 1.0, 25
-"""For a reflowed flow that was not distilled (InstaFlow, arXiv 2309.06380, section 4)."""
+"""For a reflowed flow that was not distilled: the guidance is in its pairs (docs/choosing.md)."""
 
 
 def save_pipeline(
