@@ -8,8 +8,8 @@
 VENV   ?= .venv
 DEMO   ?= demo
 DIST   ?= dist
-EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results
-STRAIGHT = $(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16
+EDITS   = $(VENV)/bin/rectiflow evaluate emoji-edits --dtype bfloat16 -o docs/results --overwrite
+STRAIGHT = $(VENV)/bin/rectiflow evaluate straight-edits --dtype bfloat16 --overwrite
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 CONSTRAINTS     ?= constraints.txt
@@ -80,14 +80,14 @@ lock:
 	  | sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton=/d' -e 's/+[a-z0-9.]*$$//'; } > constraints.txt
 
 figures: demo
-	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results
-	$(VENV)/bin/rectiflow evaluate emoji-models --model emoji-sd --dtype bfloat16 -o docs/results
+	$(VENV)/bin/rectiflow evaluate emoji-models --dtype bfloat16 -o docs/results --overwrite
+	$(VENV)/bin/rectiflow evaluate emoji-models --model emoji-sd --dtype bfloat16 -o docs/results --overwrite
 	$(PY) benchmarks/pairs.py --json > docs/results/pairs-cost.json
 	$(PY) benchmarks/train_step.py --json > docs/results/train-step-cost.json
 	$(PY) benchmarks/one_step.py --json > docs/results/one-step-latency.json
 	$(VENV)/bin/rectiflow reproduce instaflow --size full --dtype bfloat16 --processes 2
 	$(VENV)/bin/rectiflow evaluate inversion-error --model emoji-sd --model emoji-2rf \
-	  --model emoji-sd3 --limit 24 --dtype bfloat16 -o docs/results
+	  --model emoji-sd3 --limit 24 --dtype bfloat16 -o docs/results --overwrite
 	$(STRAIGHT) --guidance 1 -m emoji-sd -m emoji-2rf \
 	  -m runs/reproduce/instaflow-full/students/2rf-of-1024-alpha-2.0/model -o docs/results
 	$(STRAIGHT) -o docs/results/guided

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rectiflow.errors import InputError
+
 
 @contextmanager
 def replacing(file: Path, *, shared: bool = False) -> Iterator[Path]:
@@ -116,3 +118,22 @@ def write_csv(
         writer = csv.DictWriter(open_, list(rows[0]) if columns is None else columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def check_begun(folder: Path, *marks: str) -> None:
+    """See that a folder of long work is that work's, by a mark in it, or free for it.
+
+    Args:
+        folder: That may be there.
+        marks: Names, or patterns of names, of which the work writes one before all else.
+
+    Raises:
+        InputError: Other things are in it.
+    """
+    if not folder.is_dir() or any(any(folder.glob(mark)) for mark in marks):
+        return
+    for file in sorted(folder.iterdir()):
+        if not file.name.startswith("."):
+            raise InputError(
+                f"{folder} has other things in it ({file.name}): give a folder that is new or empty"
+            )

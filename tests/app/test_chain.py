@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import rectiflow as rf
+from rectiflow.app.outputs import MANIFEST
 from rectiflow.models import load
 from rectiflow.report import read_png
 from rectiflow.report.pictures import psnr
@@ -34,7 +35,7 @@ def test_a_chain_and_its_files(run: Run, model: Path, photo: Path, cwd: Path) ->
     kinds = ("turn", "one-shot")
     names = {f"{kind}-{number}.png" for kind in kinds for number in (1, 2, 3)}
     assert {file.name for file in folder.iterdir()} == names | {
-        "source.png", "sheet.png", "chain.json",
+        "source.png", "sheet.png", "chain.json", MANIFEST,
     }  # fmt: skip
     assert [turn["prompt"] for turn in data["turns"]] == [GREEN, CAT, APPLE]
     assert [turn["returns"] for turn in data["turns"]] == [False, False, True]
@@ -119,7 +120,7 @@ def test_reconstruct_only(run: Run, model: Path, photo: Path, cwd: Path) -> None
     assert kept["psnr_codec"] == pytest.approx(psnr(codec, source))
     told = run(*words, "--reconstruct", "again.png").out
     assert "again.png: " in told and "largest latent error" in told and "codec alone" in told
-    run(*words, "--reconstruct", "again.jpg").refuses("should end in .png")
-    run(*words, "--reconstruct", "back").refuses("should end in .png")
+    run(*words, "--reconstruct", "again.gif").refuses("should end in one of .png")
+    run(*words, "--reconstruct", "back").refuses("should end in one of .png")
     Image.open(photo).save("again-uncompensated.png")
     run("invert", "again-uncompensated.png", "--reconstruct", "again.png").refuses("overwritten")

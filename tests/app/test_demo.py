@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rectiflow.app import demo
+from rectiflow.app.outputs import MANIFEST
 from rectiflow.emoji.edits import KINDS
 from rectiflow.report import read_png
 from tests.app.conftest import Run
@@ -48,7 +49,7 @@ def test_evaluate_writes_figures_and_pictures(run: Run, model: Path, tmp_path: P
     assert figures["n"] == 2 and {"nothing", "bound", "euler", "exact"} <= set(figures["methods"])
     names = {file.name for file in (tmp_path / "e").iterdir()}
     written = {f"emoji-edits{ending}" for ending in (".json", ".csv", "-per-edit.csv", ".html")}
-    assert names == {*written, "parts"}
+    assert names == {*written, "parts", MANIFEST}
     assert json.loads((tmp_path / "e" / "emoji-edits.json").read_text()) == figures
     for entry in figures["methods"].values():
         assert set(entry) >= {

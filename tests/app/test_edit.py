@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rectiflow.app.outputs import MANIFEST
 from rectiflow.models import load
 from rectiflow.report import read_png
 from tests.app.conftest import Run
@@ -38,7 +39,7 @@ def test_edit_writes_what_it_says(run: Run, model: Path, photo: Path, cwd: Path)
     assert data["settings"]["attention_ratio"] == 0.5 and data["preset"] == "fast, changed"
     assert [edit["prompt"] for edit in data["edits"]] == ["a blue cat", ""]
     folder = cwd / "out"
-    names = {"source.png", "edit-1.png", "edit-2.png", "report.html"}
+    names = {"source.png", "edit-1.png", "edit-2.png", "report.html", MANIFEST}
     assert {file.name for file in folder.iterdir()} == names
     assert Image.open(folder / "edit-1.png").size == Image.open(photo).size
     made = read_png(folder / "edit-1.png")
@@ -167,8 +168,8 @@ def test_an_inversion_is_reused(run: Run, model: Path, photo: Path, cwd: Path) -
     assert edited["settings"]["guidance_scale"] == 2
     assert edited["settings"]["num_inference_steps"] == 3
     assert run("replay", "out/edit-1.png").code == 0
-    assert run(*edit, "--preset", "ftedit").code == 0
-    run(*edit, "--steps", 9).refuses("num_inference_steps", "3")
+    run(*edit, "--preset", "ftedit").refuses("query_offset", "fixed_point", "leave --preset out")
+    run(*edit, "--steps", 9).refuses("--steps 3")
     run(*edit, "--from", "a lemon").refuses("a lemon")
     Path("bad.safetensors").write_bytes(Path("a.safetensors").read_bytes()[:999])
     run("edit", "bad.safetensors", "--to", "a", "--model", model).refuses("not a saved inversion")
@@ -264,7 +265,7 @@ def test_wrong_pictures_are_one_line(run: Run, model: Path, photo: Path, cwd: Pa
     edit(photo, "--mask", "none.png")
     done.refuses("none.png")
     edit(photo, "-o", "text.png")
-    done.refuses("cannot write to text.png")
+    done.refuses("text.png is there", "--overwrite")
     edit(photo, "-o", "text.png/inside")
     done.refuses("cannot write to")
     run("info", photo).refuses("does not say what made it")

@@ -160,8 +160,8 @@ def test_a_seeds_guidance_is_replayed(run: Run, model: Path, cwd: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--paste-back"], ("paste_back needs a mask",)),
-        (["--mask-blur", "2"], ("without a mask there is nothing for mask_blur to change",)),
+        (["--paste-back"], ("--paste-back needs a mask",)),
+        (["--mask-blur", "2"], ("without a mask there is nothing for --mask-blur to change",)),
         (["--window", "apple"], ("--window 'apple'", "WORD=RATIO")),
         (["--window", "=0.5"], ("WORD=RATIO",)),
         (["--window", "cat=0.5"], ("'cat' is no word that stays", "there are: a, apple")),

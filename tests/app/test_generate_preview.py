@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import rectiflow
+from rectiflow.app.outputs import MANIFEST
 from rectiflow.models import Metadata, load, write_metadata
 from rectiflow.report import read_png
 from tests.app.conftest import Run
@@ -36,7 +37,7 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
 
 
 def files(folder: str = "out") -> set[str]:
-    return {file.name for file in Path(folder).iterdir()}
+    return {file.name for file in Path(folder).iterdir()} - {MANIFEST}
 
 
 def test_one_sample_a_picture(run: Run, fast: Path, cwd: Path) -> None:

@@ -87,7 +87,7 @@ def test_quiet_and_verbose(run: Run, photo: Path, model: Path, tmp_path: Path) -
         (["edit", "--to", "x", "--from", "y", "--seed", "0", "--steps", "many"], "--steps"),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--steps", "0"],
-            "num_inference_steps is 0",
+            "--steps is 0",
         ),
         (
             ["edit", "--to", "x", "--from", "y", "--seed", "0", "--guidance", "nan"],

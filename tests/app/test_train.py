@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rectiflow.app.outputs import MANIFEST
 from tests.app.conftest import Run
 
 TINY = ("--set", "batch_size=2", "--set", "block_out_channels=[8,8,8]", "--set", "log_every=1")
@@ -30,6 +31,7 @@ def test_train_resume_export(run: Run, cwd: Path) -> None:
     assert [entry["step"] for entry in log] == [1, 2, 3]
     assert {file.name for file in Path("vae").iterdir()} == {
         "checksums.json",
+        MANIFEST,
         "config.json",
         "diffusion_pytorch_model.safetensors",
     }
@@ -41,7 +43,7 @@ def test_train_resume_export(run: Run, cwd: Path) -> None:
     run("train", "emoji-vae", "--set", "steps=4").refuses("is damaged", "runs/emoji-vae")
     Path("full").mkdir()
     Path("full/letter.txt").write_text("dear")
-    run("train", "emoji-vae", "--export", "full").refuses("other things")
+    run("train", "emoji-vae", "--export", "full").refuses("full/letter.txt", "--overwrite")
 
 
 def test_a_config_file(run: Run, cwd: Path) -> None:

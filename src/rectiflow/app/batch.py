@@ -13,14 +13,15 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import edit_job, editing, options
-from rectiflow.app.batch_rows import Choose, Row, read_rows
+from rectiflow.app.batch_rows import LOG, TABLE, Choose, Row, in_columns, read_rows
 from rectiflow.app.console import Session, finite
 from rectiflow.app.edit_job import Around
+from rectiflow.app.outputs import Outputs, is_below, remove_all
 from rectiflow.app.results import samples
 from rectiflow.errors import InputError, WorkError
 from rectiflow.files import write_csv, write_whole
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from rectiflow.invert import Inversion
     from rectiflow.models.base import FlowModel
 
-LOG, TABLE = "results.jsonl", "results.csv"
 SHOWN = ("row", "status", "output", "image", "from", "to", "nfe", "nfe_inversion", "nfe_editing",
          "nfe_reconstruction", "seconds", "psnr", "error")  # fmt: skip
 """The columns of results.csv."""
@@ -41,14 +41,18 @@ PARTS = ("inversion", "editing", "reconstruction")
 class Log:
     """What is done: one JSON object a line in results.jsonl, and the same as a table beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder = folder
         self.entries: dict[str, dict[str, Any]] = {}
         """The last entry of each output."""
         for entry in self._read():
             self.entries[entry["output"]] = entry
-        # A line that was cut off by a kill goes, and what is added begins on a line of its own.
-        write_whole(self.folder / LOG, "".join(_line(entry) for entry in self.entries.values()))
+        file = folder / LOG  # grows, and says itself whose it is
+        if not (overwrite or self.entries) and file.is_file() and file.stat().st_size:
+            raise InputError(
+                f"{file} is there, and holds no results of rectiflow: choose another folder with "
+                "-o, or replace it with --overwrite"
+            )
 
     def done(self, row: Row, inputs: str) -> bool:
         """Whether a row's result is there and made from the same inputs."""
@@ -70,6 +74,18 @@ class Log:
         rows = [_flat(entry) for entry in self.entries.values()]
         write_csv(self.folder / TABLE, rows, SHOWN)
 
+    def keep(self, rows: Sequence[Row]) -> list[str]:
+        """Forget, and remove, what was made of rows that are no longer there; their names.
+
+        A line that was cut off by a kill goes, and what is added begins on a line of its own.
+        """
+        dropped = sorted(self.entries.keys() - {row.name for row in rows})
+        for name in dropped:
+            del self.entries[name]
+            remove_all(self.folder / name)
+        write_whole(self.folder / LOG, "".join(_line(entry) for entry in self.entries.values()))
+        return dropped
+
     def _read(self) -> Iterator[dict[str, Any]]:
         file = self.folder / LOG
         if not file.is_file():
@@ -79,7 +95,8 @@ class Log:
                 entry = parse_json(line, file)
             except Unreadable:
                 continue
-            if isinstance(entry.get("output"), str):
+            ours = {"output", "inputs", "status"} <= entry.keys()
+            if ours and isinstance(entry["output"], str) and is_below(entry["output"]):
                 yield entry
 
 
@@ -88,10 +105,11 @@ def run_batch(
     output: Path,
     choose: Choose,
     preset: str | None,
-    load: Callable[[], FlowModel],
+    chosen: options.ModelOptions,
     terminal: Session,
     diagnose: bool = False,
     drawn: Around | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Do the rows of a table that are not done yet, with one model.
 
@@ -100,10 +118,11 @@ def run_batch(
         output: folder for the results and the rows' folders.
         choose: as for `read_rows`.
         preset: as for `read_rows`.
-        load: gives the model.
+        chosen: which model.
         terminal: for warnings and the result.
         diagnose: as `rectiflow.edit` takes it, of every row.
         drawn: how the masks are read.
+        overwrite: whether files that are not ours may be replaced.
 
     Raises:
         InputError: the table is wrong; nothing was done.
@@ -113,11 +132,24 @@ def run_batch(
 
     started = time.perf_counter()
     rows = read_rows(table, output, choose, preset, diagnose, drawn or Around())
-    options.output_folder(output)
-    model = load()
-    log = Log(output)
+    tables = Outputs(output, (TABLE,), overwrite=overwrite, reads=(table,))
+    log = Log(output, overwrite)
+    model = chosen.load()
     inputs = {row.name: row.inputs(model.weight_hash, model.field_hash) for row in rows}
+    outputs: dict[str, Outputs] = {}
     todo = [row for row in rows if not log.done(row, inputs[row.name])]
+    for row in todo:
+        try:
+            _check(model, row.job)
+            outputs[row.name] = row.job.outputs(overwrite)
+        except InputError as error:
+            raise InputError(f"{table}, line {row.line}: {in_columns(error)}") from error
+    tables.file(TABLE)
+    dropped = log.keep(rows)
+    if dropped:
+        terminal.note(
+            f"{table} no longer has {', '.join(dropped)}: what was made of them is removed"
+        )
     waiting = Counter(row.source for row in todo)
     kept: dict[str, Inversion] = {}
     spent: Counter[str] = Counter()
@@ -126,16 +158,17 @@ def run_batch(
         shared = kept.get(row.source)
         waiting[row.source] -= 1
         try:
-            kept[row.source], done = _edit(model, row, shared, terminal)
+            kept[row.source], done = _edit(model, chosen, row, shared, terminal, outputs[row.name])
             entry |= done | {"status": "done"}
             spent.update(done["nfe"])
         except (InputError, WorkError, OSError) as error:
-            entry |= {"status": "failed", "error": str(error)}
-            terminal.warn(f"line {row.line}: {error}")
+            entry |= {"status": "failed", "error": in_columns(error)}
+            terminal.warn(f"line {row.line}: {in_columns(error)}")
         if not waiting[row.source]:
             kept.pop(row.source, None)  # a path at 1024 × 1024 is 32 MB
         log.add(entry)
     log.write_table()
+    tables.finish()
     entries = [log.entries[row.name] for row in rows]
     failed = [entry for entry in entries if entry["status"] == "failed"]
     data = {
@@ -156,18 +189,44 @@ def run_batch(
         raise WorkError(f"{len(failed)} of {len(rows)} rows failed ({named}): the rest is done")
 
 
+def _check(model: FlowModel, job: edit_job.Job) -> None:
+    """See that a row fits the model, before the first row is made."""
+    from rectiflow.invert import Inversion
+    from rectiflow.invert.features import check_controls
+    from rectiflow.models.picture import load_image
+    from rectiflow.steer.masks import read_mask
+    from rectiflow.steer.source import check_reuse, source_place
+
+    preset = options.preset_on(model, job.preset, job.preset_name, job.named)
+    check_controls(model, preset, windows=False)
+    source: Inversion | Any = None
+    if job.reused:
+        assert job.image is not None
+        source = Inversion.load(job.image, model)
+        replaced = {name: getattr(preset, name) for name in job.named}
+        own = preset if job.preset_name else None
+        check_reuse(source, model, job.source_prompt, replaced, own)
+    elif job.image is not None and job.mask is not None:
+        source = load_image(job.image)
+    if job.mask is not None:
+        size, drawn = source_place(model, source).source_size, job.around
+        read_mask(job.mask, size, invert=drawn.mask_invert, resize=drawn.mask_resize)
+
+
 def _edit(
     model: FlowModel,
+    chosen: options.ModelOptions,
     row: Row,
     shared: Inversion | None,
     terminal: Session,
+    outputs: Outputs,
 ) -> tuple[Inversion, dict[str, Any]]:
     """One row; its inversion for the next of the same source, and what results.jsonl says of it."""
     picture = edit_job.read(row.job)
-    options.output_folder(row.job.output)
     # The warnings of a row are its own, each printed once for the whole table.
     own = _Row(terminal.stdout, terminal.as_json, terminal)
-    result, data = editing.perform(model, row.job, picture, _command(model, row), own, shared)
+    command = _command(chosen, row)
+    result, data = editing.perform(model, row.job, picture, command, own, outputs, shared)
     return result.inversion, {
         "edited": f"{row.name}/{data['edits'][0]['image']}",
         "variants": [f"{row.name}/{edit['image']}" for edit in data["edits"][1:]],
@@ -197,8 +256,8 @@ class _Row(Session):
         self.table.note(text, once)
 
 
-def _command(model: FlowModel, row: Row) -> str:
-    """What makes this row by itself."""
+def _command(chosen: options.ModelOptions, row: Row) -> str:
+    """What makes this row by itself, from the same folder."""
     job = row.job
     words = ["rectiflow", "edit"]
     words += [] if job.image is None else [str(job.image)]
@@ -209,10 +268,10 @@ def _command(model: FlowModel, row: Row) -> str:
         ("--negative", job.negative),
         ("--mask", job.mask),
         ("--preset", job.preset_name),
-        ("--model", None if model.name == options.DEFAULT_MODEL else model.name),
         ("-o", job.output),
     ):
         words += [] if value is None else [option, str(value)]
+    words += chosen.words
     given = {"--diagnose": job.diagnose, "--mask-invert": job.around.mask_invert}
     given |= {"--mask-resize": job.around.mask_resize}
     words += [option for option, value in given.items() if value]

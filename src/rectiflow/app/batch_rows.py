@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import edit_job, options, record
+from rectiflow.app.outputs import MANIFEST
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
     from rectiflow.invert import Preset
 
+LOG, TABLE = "results.jsonl", "results.csv"
+"""Of the whole table, beside the folders of its rows."""
 NEEDED = ("image", "from", "to")
 COLUMNS = (*NEEDED, "negative", "mask", "seed", "preset", "num_images", "output")
 
@@ -114,7 +117,7 @@ def read_rows(
             row = _row(line, number, cells, table.parent, output, choose, preset, diagnose, drawn)
             rows.append(row)
         except InputError as error:
-            raise InputError(f"{table}, line {line}: {error}") from error
+            raise InputError(f"{table}, line {line}: {in_columns(error)}") from error
     if not rows:
         raise InputError(f"{table} has no rows below its first line")
     counted = Counter(row.name.casefold() for row in rows)  # some disks do not tell A from a
@@ -145,6 +148,10 @@ def _row(
     name = given.get("output", f"{number:04d}")
     if Path(name).is_absolute() or ".." in Path(name).parts or Path(name) == Path():
         raise InputError(f"the output {name} is not a folder's name below -o")
+    if Path(name).parts[0].casefold() in (LOG, TABLE, MANIFEST):
+        raise InputError(f"the output {name} is the name of a file of the table's: give another")
+    if options.is_picture(Path(name)):
+        raise InputError(f"the output {name} is a picture's name: a row gets a folder")
     reused = Path(given.get("image", "")).suffix == ".safetensors"
     chosen, named = choose(given.get("preset", preset), reused)
     job = edit_job.Job(
@@ -167,6 +174,14 @@ def _row(
         if file is not None:
             _look(file)
     return Row(line, name, job)
+
+
+def in_columns(error: Exception) -> str:
+    """What is wrong, in the table's words."""
+    text = str(error)
+    for column, name in (("from", "source_prompt"), ("negative", "negative_prompt")):
+        text = text.replace(name, column)
+    return text
 
 
 def _number(name: str, text: str, least: int) -> int:

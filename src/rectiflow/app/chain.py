@@ -11,6 +11,7 @@ import typer
 
 from rectiflow.app import options, record
 from rectiflow.app.console import session
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.results import inversion_data, method_name, samples, source_hash
 from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
@@ -66,8 +67,21 @@ def chain(
         typer.Option("--one-shot", help="Also write the original edited straight to each prompt."),
     ] = False,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the pictures and chain.json.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the pictures and chain.json, or a .png, .jpg or .webp file for the "
+            "last turn.",
+        ),
     ] = Path("out"),
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Beside a picture that -o names, write a .json of all turns."
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
     seed: options.Seed = None,
     model: options.ModelOptions,
     preset: options.PresetName = None,
@@ -85,7 +99,7 @@ def chain(
     """
     with session(as_json) as terminal:
         from rectiflow.models.picture import load_image
-        from rectiflow.report import save_png
+        from rectiflow.report import save_picture, save_png
         from rectiflow.steer.masks import read_mask
 
         reused = image is not None and image.suffix == ".safetensors"
@@ -93,11 +107,12 @@ def chain(
             preset, settings, steps=steps, guidance=guidance, reused=reused
         )
         turns = to or []
-        _check(image, seed, source_prompt, turns, mask, output)
+        _check(image, seed, source_prompt, turns)
+        outputs = _outputs(output, len(turns), one_shot, report, overwrite, (image, mask))
+        single = options.is_picture(output)
         picture = None if image is None or reused else load_image(image)
         if mask is not None and picture is not None:
             read_mask(mask, picture.size, invert=mask_invert, resize=mask_resize)
-        options.output_folder(output)
         loaded = model.load()
         chosen = options.preset_on(loaded, chosen, preset, named)
         import rectiflow
@@ -146,18 +161,28 @@ def chain(
             "mask_hash": None if mask is None else record.file_hash(mask),
             "nfe": result.nfe,
         }
-        save_png(result.source, output / "source.png", made | {"role": "source"})
+        if single:
+            last = {"role": "turn", "number": len(turns), "prompt": turns[-1]}
+            save_picture(result.turns[-1].image, outputs.file(output.name), made | last)
+            data = _data(result, made, output.name, False, terminal.warnings)
+            if report:
+                write_json(outputs.file(output.with_suffix(".json").name), data)
+            outputs.finish()
+            terminal.result(data, _summary(data, result, output.parent))
+            return
+        save_png(result.source, outputs.file("source.png"), made | {"role": "source"})
         for number, turn in enumerate(result.turns, 1):
             about = made | {"number": number, "prompt": turn.prompt}
-            save_png(turn.image, output / f"turn-{number}.png", about | {"role": "turn"})
+            save_png(turn.image, outputs.file(f"turn-{number}.png"), about | {"role": "turn"})
             if one_shot:
                 assert turn.one_shot is not None
                 shot = about | {"role": "one shot"}
-                save_png(turn.one_shot, output / f"one-shot-{number}.png", shot)
-        save_png(result.sheet(), output / "sheet.png", made | {"role": "sheet"})
-        data = _data(result, made, one_shot, terminal.warnings)
-        write_json(output / "chain.json", data)
-        terminal.result(data, _summary(result, output))
+                save_png(turn.one_shot, outputs.file(f"one-shot-{number}.png"), shot)
+        save_png(result.sheet(), outputs.file("sheet.png"), made | {"role": "sheet"})
+        data = _data(result, made, None, one_shot, terminal.warnings)
+        write_json(outputs.file("chain.json"), data)
+        outputs.finish()
+        terminal.result(data, _summary(data, result, output))
 
 
 def _check(
@@ -165,8 +190,6 @@ def _check(
     seed: int | None,
     source_prompt: str | None,
     turns: list[str],
-    mask: Path | None,
-    output: Path,
 ) -> None:
     """Refuse a chain that cannot be, before any work."""
     if not turns:
@@ -175,18 +198,33 @@ def _check(
         raise InputError("give an image or --seed, one of the two")
     if not source_prompt and (image is None or image.suffix != ".safetensors"):
         raise InputError('a chain needs --from "...": what does the image show now?')
-    numbers = range(1, len(turns) + 1)
-    names = {"source.png", "sheet.png", "chain.json"}
-    names |= {f"{kind}-{number}.png" for kind in ("turn", "one-shot") for number in numbers}
-    written = {(output / name).resolve() for name in names}
-    for file in (image, mask):
-        if file is not None and file.resolve() in written:
-            raise InputError(f"{file} would be overwritten: choose another folder with -o")
+
+
+def _outputs(
+    output: Path, turns: int, one_shot: bool, report: bool, overwrite: bool, reads: Any
+) -> Outputs:
+    """Where the files go, known to be free or ours."""
+    if options.is_picture(output):
+        if one_shot:
+            raise InputError(f"--one-shot pictures do not fit into {output}: give a folder with -o")
+        names = [output.name, *([output.with_suffix(".json").name] if report else [])]
+        return Outputs(output.parent, names, overwrite=overwrite, reads=reads)
+    if report:
+        raise InputError("--report is for a picture that -o names: a folder has chain.json anyway")
+    kinds = ("turn", "one-shot") if one_shot else ("turn",)
+    names = [f"{kind}-{number}.png" for kind in kinds for number in range(1, turns + 1)]
+    names += ["source.png", "sheet.png", "chain.json"]
+    return Outputs(output, names, overwrite=overwrite, reads=reads)
 
 
 def _data(
-    result: ChainResult, made: dict[str, Any], one_shot: bool, warnings: list[str]
+    result: ChainResult,
+    made: dict[str, Any],
+    single: str | None,
+    one_shot: bool,
+    warnings: list[str],
 ) -> dict[str, Any]:
+    last = len(result.turns)
     shown = ("prompts", "negative_prompt", "seed", "source", "mask", "dtype", "device")
     return {
         "model": result.inversion.model.name,
@@ -196,7 +234,9 @@ def _data(
         "turns": [
             {
                 "prompt": turn.prompt,
-                "image": f"turn-{number}.png",
+                "image": f"turn-{number}.png"
+                if single is None
+                else (single if number == last else None),
                 "one_shot": f"one-shot-{number}.png" if one_shot else None,
                 "drift": turn.drift,
                 "psnr": _psnr(turn.distances),
@@ -210,7 +250,7 @@ def _data(
         ],
         "nfe": result.nfe,
         "seconds": result.seconds,
-        "sheet": "sheet.png",
+        "sheet": "sheet.png" if single is None else None,
         "warnings": warnings,
     }
 
@@ -222,7 +262,7 @@ def _psnr(distances: Distances | None) -> dict[str, float | None] | None:
     return {key: value for key, value in dataclasses.asdict(distances).items() if key != "target"}
 
 
-def _summary(result: ChainResult, folder: Path) -> str:
+def _summary(data: dict[str, Any], result: ChainResult, folder: Path) -> str:
     from rectiflow.report.words import decibels
 
     lines = []
@@ -231,7 +271,10 @@ def _summary(result: ChainResult, folder: Path) -> str:
         said = f"{decibels(turn.drift)} to one shot"
         if turn.returns:
             said += f", back at the source: {decibels(turn.distances.source)}"
-        lines.append(f"{folder / f'turn-{number}.png'}: {turn.prompt} ({said})")
+        name = data["turns"][number - 1]["image"]
+        where = f"turn {number}" if name is None else folder / name
+        lines.append(f"{where}: {turn.prompt} ({said})")
     lines.append(f"{samples(result.nfe)}; the turns took {result.seconds:.1f} s")
-    lines.append(f"all turns: {folder / 'sheet.png'}")
+    if data["sheet"] is not None:
+        lines.append(f"all turns: {folder / data['sheet']}")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ from rectiflow.app import (
     straightening,
     training,
 )
-from rectiflow.app.console import fail, one_line
+from rectiflow.app.console import TYPED, as_typed, fail, one_line
 from rectiflow.app.loudness import Commands
 from rectiflow.errors import InputError, WorkError
 
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    TYPED.set(arguments)
     # What these libraries have to say at import is about themselves, not about the user's work.
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -117,7 +118,7 @@ def _main(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="rectiflow", standalone_mode=False, obj=arguments)
     except InputError as error:
-        return fail(str(error), 2)
+        return fail(as_typed(str(error)), 2)
     except UsageError as error:
         return fail(f"{_usage(error)}; see {_help_of(error)}", 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -9,6 +9,7 @@ import typer
 from rectiflow.app import inversion_error as suites
 from rectiflow.app import options
 from rectiflow.app.console import session
+from rectiflow.app.outputs import Overwrite
 from rectiflow.app.suites import BatchSize, Limit, Output, StepCounts, methods_in
 
 MODELS = (
@@ -28,6 +29,7 @@ def inversion_error(
     ] = None,
     limit: Limit = None,
     output: Output = None,
+    overwrite: Overwrite = False,
     batch_size: BatchSize = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -42,6 +44,7 @@ def inversion_error(
             terminal,
             model=model,
             output=output,
+            overwrite=overwrite,
             limit=limit,
             steps=steps,
             reference_steps=reference_steps,
@@ -68,6 +71,7 @@ def straight_edits(
     ] = None,
     limit: Limit = None,
     output: Output = None,
+    overwrite: Overwrite = False,
     batch_size: BatchSize = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -82,6 +86,7 @@ def straight_edits(
             terminal,
             model=model,
             output=output,
+            overwrite=overwrite,
             limit=limit,
             steps=steps,
             methods=methods_in(methods),

@@ -9,9 +9,10 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from contextvars import ContextVar
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,6 +27,42 @@ if TYPE_CHECKING:
 PACKAGE = str(Path(rectiflow.__file__).parent)
 VERBOSE = ContextVar("verbose", default=False)
 """Whether libraries' warnings and tracebacks are shown, in this context (`--verbose`)."""
+
+
+TYPED: ContextVar[Sequence[str]] = ContextVar("typed", default=())
+"""The words of the command line, in this context."""
+PYTHON_NAMES = {
+    "--steps": "num_inference_steps",
+    "--guidance": "guidance_scale",
+    "--from": "source_prompt",
+    "--prompt": "source_prompt",
+    "--negative": "negative_prompt",
+}
+"""What options are called in Python that are not called the same there."""
+
+
+def as_typed(text: str) -> str:
+    """A message in which arguments and settings have the names under which they were typed.
+
+    Example:
+        >>> TYPED.set(["edit", "--steps", "0", "--set", "n_avg=0"]) and None
+        >>> as_typed("num_inference_steps is 0; at least 1"), as_typed("n_avg is 0; at least 1")
+        ('--steps is 0; at least 1', '--set n_avg is 0; at least 1')
+    """
+    words = TYPED.get()
+    names: dict[str, str] = {}
+    for before, word in pairwise(["", *words]):
+        option = word.partition("=")[0]
+        if before == "--set":
+            names.setdefault(option, f"--set {option}")
+        elif option.startswith("--"):
+            names[PYTHON_NAMES.get(option, option[2:].replace("-", "_"))] = option
+    for name, typed in names.items():
+        word = rf"(?<![\w-]){re.escape(name)}(?![\w=-])"
+        if "_" not in name:  # an ordinary word, unless it is where a name is
+            word = rf"(?:^|(?<=leave )|(?<=: )){re.escape(name)}(?= is | out|: )"
+        text = re.sub(word, typed.replace("\\", r"\\"), text)
+    return text
 
 
 _HIDDEN = re.compile(
@@ -87,7 +124,7 @@ class Session:
             return
         self.warnings.append(text)
         if not QUIET.get():
-            tqdm.write(f"rectiflow: warning: {one_line(text)}", file=sys.stderr)
+            tqdm.write(f"rectiflow: warning: {one_line(as_typed(text))}", file=sys.stderr)
 
     def note(self, text: str, once: str | None = None) -> None:
         """Say something that is no warning; `once` names what is said only once in a session."""

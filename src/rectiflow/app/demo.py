@@ -14,12 +14,15 @@ import typer
 from rectiflow.app import editing, options, record, results
 from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_job import Around
+from rectiflow.app.outputs import Outputs, Overwrite
 
 if TYPE_CHECKING:
     from rectiflow.emoji.edits import EditCase
     from rectiflow.models.base import FlowModel
     from rectiflow.report import EditReport
 
+NAMES = ("source.png", "edit-1.png", "target.png", "reconstruction.png", "report.html")
+"""Of the files of a case."""
 SIZE = 64
 """Side of the world's pictures."""
 
@@ -49,6 +52,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path(
         "demo"
     ),
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     preset: options.PresetName = None,
     diagnose: options.Diagnose = False,
@@ -65,7 +69,8 @@ def demo(
 
         started = time.perf_counter()
         chosen, _ = options.preset_of(preset, None)
-        options.output_folder(output)
+        names = [f"cases/{kind}/{name}" for kind, _ in CASES for name in NAMES]
+        outputs = Outputs(output, [*names, "report.html"], overwrite=overwrite)
         loaded = model.load()
         chosen = options.preset_on(loaded, chosen, preset, [])
         shown: list[EditReport] = []
@@ -74,7 +79,7 @@ def demo(
         for kind, seed in progress(CASES, desc="edits", unit="edit", leave=False):
             folder = output / "cases" / kind
             case = sample_edit(kind, seed)
-            report, entry = _case(loaded, case, folder, chosen, terminal, diagnose)
+            report, entry = _case(loaded, case, folder, chosen, terminal, diagnose, outputs)
             spent.update(entry["nfe"])
             shown.append(report)
             entries.append(entry | {"kind": kind, "seed": seed})
@@ -82,13 +87,14 @@ def demo(
                 entries[-1][key] = str((folder / entry[key]).relative_to(output))
         page = write_gallery(
             shown,
-            output / "report.html",
+            outputs.file("report.html"),
             title="Eight edits with known answers",
             introduction=INTRODUCTION,
             links=[entry["report"] for entry in entries],
             command=command_line(context),
             environment=record.environment(loaded),
         )
+        outputs.finish()
         seconds = time.perf_counter() - started
         data = {
             "model": loaded.name,
@@ -116,6 +122,7 @@ def _case(
     preset: Any,
     terminal: Session,
     diagnose: bool,
+    outputs: Outputs,
 ) -> tuple[EditReport, dict[str, Any]]:
     """One edit with pictures and a report of its own."""
     from rectiflow.emoji.render import render
@@ -134,8 +141,12 @@ def _case(
     )
     made = results.about(model, result, None, (folder / "source.png", source), None)
     made |= dataclasses.asdict(Around())
-    (image,) = results.write_pictures(folder, result, made)
-    save_png(target, folder / "target.png", {"command": "source", "prompt": case.target_prompt})
+
+    def place(name: str) -> Path:
+        return outputs.file(f"cases/{case.kind}/{name}")
+
+    (image,) = results.write_pictures(place, result, made, None)
+    save_png(target, place("target.png"), {"command": "source", "prompt": case.target_prompt})
     report = result.edit_report(
         command=_command(model, case, folder, made["method"], diagnose),
         title=f"{case.kind.capitalize()}: {case.target_prompt}",
@@ -143,7 +154,7 @@ def _case(
         targets=[target],
         environment=record.environment(model),
     )
-    write_edit_report(report, folder / "report.html")
+    write_edit_report(report, place("report.html"))
     return report, {
         "source_prompt": case.source_prompt,
         "prompt": case.target_prompt,

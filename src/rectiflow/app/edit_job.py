@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from rectiflow.app import options
+from rectiflow.app.outputs import Outputs
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +52,47 @@ class Job:
     diagnose: bool = False
     num_images: int = 1
     """Variants of each edit."""
+    report: bool = False
+    """Whether a picture that `output` names gets a report beside it."""
+
+    @property
+    def edits(self) -> int:
+        """How many pictures are made."""
+        return len(self.prompts) * self.num_images
+
+    @property
+    def single(self) -> bool:
+        """Whether the output is one picture, and no folder."""
+        return options.is_picture(self.output)
+
+    @property
+    def folder(self) -> Path:
+        """Where what is written goes."""
+        return self.output.parent if self.single else self.output
+
+    @property
+    def page(self) -> str | None:
+        """The name of the report, if there is to be one."""
+        if self.single:
+            return self.output.with_suffix(".html").name if self.report else None
+        return "report.html"
+
+    def outputs(self, overwrite: bool) -> Outputs:
+        """Where the files go, known to be free or ours.
+
+        Raises:
+            InputError: they are neither.
+        """
+        names = [self.output.name]
+        if not self.single:
+            names = [
+                "source.png",
+                *(f"edit-{number + 1}.png" for number in range(self.edits)),
+            ]
+            names += ["reconstruction.png"] if self.diagnose else []
+        names += [] if self.page is None else [self.page]
+        reads = (self.image, self.mask)
+        return Outputs(self.folder, names, overwrite=overwrite, reads=reads)
 
     @property
     def reused(self) -> bool:
@@ -99,18 +142,12 @@ def check(job: Job) -> None:
         raise InputError("give an image or --seed, one of the two")
     if job.seed is not None and not job.source_prompt:
         raise InputError('--seed needs --from "...": what should be generated and then edited?')
+    if job.single and job.edits > 1:
+        raise InputError(f"{job.edits} edits do not fit into {job.output}: give a folder with -o")
+    if job.report and not job.single:
+        raise InputError("--report is for a picture that -o names: a folder has its report anyway")
     if job.around.keep_alpha and job.output.suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(f"-o {job.output} holds no transparency: give a .png or a .webp")
-    _check_kept(job.output, len(job.prompts) * job.num_images, job.image, job.mask)
-
-
-def _check_kept(output: Path, edits: int, *inputs: Path | None) -> None:
-    """Refuse to write over what is read: the picture to edit is often a result itself."""
-    names = {"source.png", "reconstruction.png", *(f"edit-{n + 1}.png" for n in range(edits))}
-    written = {(output / name).resolve() for name in names}
-    for file in inputs:
-        if file is not None and file.resolve() in written:
-            raise InputError(f"{file} would be overwritten: choose another folder with -o")
 
 
 def read(job: Job) -> Image.Image | None:

@@ -15,6 +15,7 @@ from PIL import Image
 from rectiflow.app import options, record, results
 from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_job import Around, Job, check, check_alone, read, windows_of
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,10 +136,15 @@ def edit(
         typer.Option(
             "--output",
             "-o",
-            help="Folder for the pictures and the report; of --batch, for a "
-            "folder each and the results.",
+            help="Folder for the pictures and the report, or of one edit a .png, .jpg or .webp "
+            "file; of --batch, for a folder each and the results.",
         ),
     ] = Path("out"),
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Beside a picture that -o names, write its report (.html)."),
+    ] = False,
+    overwrite: Overwrite = False,
     seed: options.Seed = None,
     model: options.ModelOptions,
     preset: options.PresetName = None,
@@ -165,12 +171,13 @@ def edit(
                      "--mask": mask, "--seed": seed, "--mask-grow": mask_grow,
                      "--mask-blur": mask_blur, "--paste-back": paste_back,
                      "--crop-to-mask": crop_to_mask, "--keep-alpha": keep_alpha,
-                     "--num-images": num_images > 1, "--window": window}  # fmt: skip
+                     "--num-images": num_images > 1, "--window": window,
+                     "--report": report}  # fmt: skip
             check_alone(given)
             from rectiflow.app.batch import run_batch
 
             drawn = Around(mask_invert, mask_resize)
-            run_batch(table, output, choose, preset, model.load, terminal, diagnose, drawn)
+            run_batch(table, output, choose, preset, model, terminal, diagnose, drawn, overwrite)
             return
         if not to:
             raise InputError('give --to "...": what should the image show instead?')
@@ -179,13 +186,13 @@ def edit(
             image, seed, source_prompt, to, negative, mask, output, chosen, preset, named,
             Around(mask_invert, mask_resize, mask_grow or 0, mask_blur or 0.0, paste_back,
                    crop_to_mask, keep_alpha, windows_of(window or [])),
-            diagnose, num_images,
+            diagnose, num_images, report,
         )  # fmt: skip
         check(job)
         picture = read(job)
-        options.output_folder(output)
-        _, data = perform(model.load(), job, picture, command_line(context), terminal)
-        terminal.result(data, results.summary(data, output))
+        outputs = job.outputs(overwrite)
+        _, data = perform(model.load(), job, picture, command_line(context), terminal, outputs)
+        terminal.result(data, results.summary(data, job.folder))
 
 
 def perform(
@@ -194,6 +201,7 @@ def perform(
     picture: Image.Image | None,
     command: str,
     terminal: Session,
+    outputs: Outputs,
     inversion: Inversion | None = None,
 ) -> tuple[EditResult, dict[str, Any]]:
     """Do an edit and write all of it to its folder.
@@ -204,6 +212,7 @@ def perform(
         picture: of the image, from `read`.
         command: what the report says it was made by.
         terminal: for warnings.
+        outputs: from `Job.outputs`.
         inversion: of the same source under the same prompt and preset, to be used again.
 
     Returns:
@@ -244,13 +253,16 @@ def perform(
     origin = None if job.image is None else (job.image, picture)
     made = results.about(model, result, job.negative, origin, job.mask, job.preset_name)
     made |= dataclasses.asdict(job.around)
-    images = results.write_pictures(job.output, result, made)
-    report = result.edit_report(command=command, environment=record.environment(model))
-    report = dataclasses.replace(report, warnings=terminal.warnings)
-    from rectiflow.report import write_edit_report
+    single = job.output.name if job.single else None
+    images = results.write_pictures(outputs.file, result, made, single)
+    if job.page is not None:
+        from rectiflow.report import write_edit_report
 
-    write_edit_report(report, job.output / "report.html")
-    return result, results.as_data(result, made, images, terminal.warnings)
+        report = result.edit_report(command=command, environment=record.environment(model))
+        report = dataclasses.replace(report, warnings=terminal.warnings)
+        write_edit_report(report, outputs.file(job.page))
+    outputs.finish()
+    return result, results.as_data(result, made, images, job.page, terminal.warnings)
 
 
 def run(

@@ -11,6 +11,7 @@ import typer
 from rectiflow.app import edit_options, options
 from rectiflow.app.console import Session, command_line, session
 from rectiflow.app.edit_options import EditOptions
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.suites import BatchSize, Limit, Output, write_json
 from rectiflow.errors import InputError
 from rectiflow.files import write_csv, write_whole
@@ -27,6 +28,7 @@ def emoji_edits(
     context: typer.Context,
     limit: Limit = None,
     output: Output = None,
+    overwrite: Overwrite = False,
     methods: edit_options.Methods = None,
     masks: edit_options.Masks = None,
     tuned: edit_options.Tuned = None,
@@ -49,15 +51,33 @@ def emoji_edits(
     with session(as_json, resumable=output is not None) as terminal:
         given.check()
         chosen = _chosen(tuned)
-        if output is not None:
-            options.output_folder(output)
+        outputs = None if output is None else _outputs(output, given, overwrite)
         loaded = model.load()
         if tune:
-            _tune(terminal, given, _bench(loaded, given, output, tuning=True), output, limit)
+            _tune(terminal, given, _bench(loaded, given, output, tuning=True), outputs, limit)
         elif ablations:
-            _ablations(terminal, given, _bench(loaded, given, output), output, limit)
+            _ablations(terminal, given, _bench(loaded, given, output), outputs, limit)
         else:
-            _table(terminal, given, loaded, chosen, output, limit, command_line(context))
+            _table(terminal, given, loaded, chosen, outputs, limit, command_line(context))
+
+
+def _outputs(output: Path, given: EditOptions, overwrite: bool) -> Outputs:
+    """Where the files go, known to be free or ours."""
+    name = _names(given)[0]
+    names = [f"{name}.json", f"{name}.csv"]
+    names += [] if given.update else [f"{name}-per-edit.csv", f"{name}.html"]
+    if given.tune:
+        names = ["tuning.json"]
+    if given.ablations:
+        names = [f"ablations/*{ending}" for ending in (".json", ".csv", ".svg")]
+    # An update is of what is there.
+    return Outputs(output, names, overwrite=overwrite or given.update)
+
+
+def _names(given: EditOptions) -> list[str]:
+    """Of the table, and of the other one, with masks or without."""
+    names = ["emoji-edits", "emoji-edits-masked"]
+    return names[::-1] if given.masks is edit_options.Masked.given else names
 
 
 def _chosen(file: Path | None) -> dict[str, dict[str, Any]]:
@@ -88,7 +108,7 @@ def _table(
     given: EditOptions,
     model: FlowModel,
     chosen: dict[str, dict[str, Any]],
-    output: Path | None,
+    outputs: Outputs | None,
     limit: int | None,
     command: str,
 ) -> None:
@@ -108,10 +128,10 @@ def _table(
     from rectiflow.models.load import WEIGHTS
 
     clip = WEIGHTS / "emoji-clip"
+    output = None if outputs is None else outputs.folder
     bench = replace(_bench(model, given, output), clip=load_clip(clip))
     rows = chosen_methods(model, given.names, chosen)
-    names = ["emoji-edits", "emoji-edits-masked"]
-    name, other = names if bench.masks == "none" else names[::-1]
+    name, other = _names(given)
     known = None
     if given.update:  # what cannot be put together is found before the work
         known = _known(output, name)
@@ -119,14 +139,15 @@ def _table(
     work_ahead(bench, list(rows.items()), limit, given.processes, clip)
     figures, parts, edits = evaluate_emoji_edits(bench, rows, limit=limit)
     shown = figures if known is None else updated(known, figures)
-    if output is not None:
-        write_json(output / f"{name}.json", shown)
-        write_csv(output / f"{name}.csv", per_method(shown))
-    if output is not None and known is None:
-        write_csv(output / f"{name}-per-edit.csv", per_edit(parts, edits))
-        tables = [figures, *_comparable(output / f"{other}.json", figures)]
-        page = edits_page(tables, parts, edits, command=command)
-        write_whole(output / f"{name}.html", page)
+    if outputs is not None:
+        write_json(outputs.file(f"{name}.json"), shown)
+        write_csv(outputs.file(f"{name}.csv"), per_method(shown))
+        if known is None:
+            write_csv(outputs.file(f"{name}-per-edit.csv"), per_edit(parts, edits))
+            tables = [figures, *_comparable(outputs.folder / f"{other}.json", figures)]
+            page = edits_page(tables, parts, edits, command=command)
+            write_whole(outputs.file(f"{name}.html"), page)
+        outputs.finish(whole=known is None)
     terminal.result(shown, table_text(shown))
 
 
@@ -171,7 +192,11 @@ def table_text(figures: dict[str, Any]) -> str:
 
 
 def _tune(
-    terminal: Session, given: EditOptions, bench: Benchmark, output: Path | None, limit: int | None
+    terminal: Session,
+    given: EditOptions,
+    bench: Benchmark,
+    outputs: Outputs | None,
+    limit: int | None,
 ) -> None:
     from rectiflow.evaluate.edit_tuning import LIMIT, choices, tune
     from rectiflow.evaluate.edit_workers import work_ahead
@@ -180,8 +205,9 @@ def _tune(
     jobs = [(name, preset) for name, tried in choices(given.names).items() for _, preset in tried]
     work_ahead(bench, jobs, n, given.processes)
     figures = tune(bench, given.names, limit=n)
-    if output is not None:
-        write_json(output / "tuning.json", figures)
+    if outputs is not None:
+        write_json(outputs.file("tuning.json"), figures)
+        outputs.finish()
     width = max(len(name) for name in figures["methods"])
     lines = [f"{figures['n']} tuning edits; PSNR to the true target, published and chosen"]
     lines += [
@@ -203,7 +229,11 @@ def setting_text(settings: dict[str, Any]) -> str:
 
 
 def _ablations(
-    terminal: Session, given: EditOptions, bench: Benchmark, output: Path | None, limit: int | None
+    terminal: Session,
+    given: EditOptions,
+    bench: Benchmark,
+    outputs: Outputs | None,
+    limit: int | None,
 ) -> None:
     from rectiflow.evaluate.edit_ablations import ABLATIONS, LIMIT, ablate, bench_for
     from rectiflow.evaluate.edit_plots import ablation_plots
@@ -213,18 +243,19 @@ def _ablations(
     n = LIMIT if limit is None else limit
     found: dict[str, Any] = {}
     lines: list[str] = []
-    folder = None if output is None else options.output_folder(output / "ablations")
     for name, ablation in ABLATIONS.items():
         work_ahead(bench_for(bench, name), ablation.jobs, n, given.processes)
         done = ablate(bench, name, limit=n)
         found[name] = done.figures
-        if folder is not None:
-            write_json(folder / f"{name}.json", done.figures)
-            write_csv(folder / f"{name}.csv", done.rows)
+        if outputs is not None:
+            write_json(outputs.file(f"ablations/{name}.json"), done.figures)
+            write_csv(outputs.file(f"ablations/{name}.csv"), done.rows)
             for shown, plot in ablation_plots(done.figures).items():
                 ending = "" if shown == "target_psnr" else f"-{shown.replace('_', '-')}"
-                save_figure(plot, folder / f"{name}{ending}.svg")
+                save_figure(plot, outputs.file(f"ablations/{name}{ending}.svg"))
         lines += _ablation_text(name, done.figures["series"].values())
+    if outputs is not None:
+        outputs.finish()
     terminal.result({"n": n, "ablations": found}, "\n".join(lines))
 
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from rectiflow.app import coco, comparing, emoji_edits, options, pie_bench
 from rectiflow.app.console import session
 from rectiflow.app.loudness import Commands
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.suites import Limit, Output, write_json
 from rectiflow.errors import InputError
 from rectiflow.files import replacing
@@ -53,22 +54,24 @@ def emoji_models(
     *,
     limit: Limit = None,
     output: Output = None,
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure an embedded model, its codec and the CLIP."""
     with session(as_json) as terminal:
-        if output is not None:
-            options.output_folder(output)
+        of_default = model.model in (None, options.DEFAULT_MODEL)
+        name = "emoji-models" if of_default else f"emoji-models-{Path(str(model.model)).name}"
+        names = (f"{name}.json", f"{name}.png")
+        outputs = None if output is None else Outputs(output, names, overwrite=overwrite)
         loaded = model.load()
         from rectiflow.evaluate.emoji_models import evaluate_emoji_models
 
         figures, sheet = evaluate_emoji_models(loaded, limit=limit)
-        if output is not None:
-            of_default = loaded.name == options.DEFAULT_MODEL
-            name = "emoji-models" if of_default else f"emoji-models-{Path(loaded.name).name}"
-            write_json(output / f"{name}.json", figures)
-            _save(sheet, output / f"{name}.png")
+        if outputs is not None:
+            write_json(outputs.file(names[0]), figures)
+            _save(sheet, outputs.file(names[1]))
+            outputs.finish()
         judged = figures["judge"]
         terminal.result(
             figures,

@@ -13,6 +13,7 @@ from rectiflow.app.generating_pictures import Wanted, paint_pictures
 from rectiflow.app.generating_refined import Refinement
 from rectiflow.app.generating_together import Together, paint_together
 from rectiflow.app.generating_walk import Walk, paint_walk
+from rectiflow.app.outputs import Overwrite
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,8 +117,15 @@ def generate(
         typer.Option(help="Of them in a second.  [default: 10]", show_default=False),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A folder, or for one picture a .png file.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder, or for one picture a .png, .jpg or .webp file. In a folder nothing is "
+            "replaced: what is there already gets company such as 0-run2.png.",
+        ),
     ] = Path("out"),
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
@@ -142,7 +150,8 @@ def generate(
             _refuse_all("--consistent", fixed)
             wanted = Together(prompts, seed, steps, guidance, height, width, settings or [], output)
             preset = wanted.check()
-            paint_together(model.load(), wanted, preset, terminal)
+            outputs = wanted.outputs(overwrite)
+            paint_together(model.load(), wanted, preset, terminal, outputs)
             return
         if interpolate is None and len(prompts) > 1:
             raise InputError(
@@ -156,6 +165,7 @@ def generate(
             _refuse_all("a picture without --interpolate", filmed)
             pictures = Wanted(seed, count, sheet, pick, refinement, output)
             seeds = pictures.check()
+            outputs = pictures.outputs(seeds, overwrite)
         else:
             own = {"--seed": seed > 0, "--count": count > 1}
             _refuse_all("--interpolate", own | chosen)
@@ -167,12 +177,13 @@ def generate(
                 output,
             )
             film.check()
+            outputs = film.outputs(overwrite)
         loaded = model.load()
         about = _about(loaded, prompts[0], negative, steps, guidance, solver, height, width)
         if negative and (loaded.guidance_embeds or about["guidance_scale"] <= 1):
             terminal.warn("the negative prompt has no effect without guidance")
         if film is not None:
-            paint_walk(loaded, about, film, terminal)
+            paint_walk(loaded, about, film, terminal, outputs)
             return
         assert pictures is not None
         refiner = None
@@ -181,7 +192,7 @@ def generate(
                 refine, device=model.device, dtype=model.dtype, offload=model.offload
             )
             refiner = alike.load()
-        paint_pictures(loaded, about, seeds, pictures, refiner, terminal)
+        paint_pictures(loaded, about, seeds, pictures, refiner, terminal, outputs)
 
 
 def _refuse_all(what: str, given: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from rectiflow.app import options
 from rectiflow.app.console import Session
 from rectiflow.app.generating_refined import Refinement
 from rectiflow.app.generating_sheet import write_pairs, write_sheet
+from rectiflow.app.outputs import Outputs
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Wanted:
     @property
     def single(self) -> bool:
         """Whether the output is one file."""
-        return self.output.suffix.lower() == ".png"
+        return options.is_picture(self.output)
 
     def check(self) -> list[int]:
         """The seeds of the pictures to make, once all that needs no model is known to be right.
@@ -62,14 +63,28 @@ class Wanted:
             raise InputError(
                 f"{self.output} is for several pictures: give --interpolate too, or a .png"
             )
-        if not self.single:
-            options.output_folder(self.output)
-            return seeds
-        if not self.preview and (len(seeds) > 1 or self.sheet):
+        if self.single and not self.preview and (len(seeds) > 1 or self.sheet):
             what = "pictures and a sheet" if self.sheet else f"{len(seeds)} pictures"
             raise InputError(f"{what} do not fit into {self.output}: give a folder with -o")
-        options.output_file(self.output, ".png")
         return seeds
+
+    def outputs(self, seeds: list[int], overwrite: bool) -> Outputs:
+        """Where the files go, known to be free or ours."""
+        if self.single:
+            return Outputs(self.output.parent, [self.output.name], overwrite=overwrite)
+        names = [] if self.preview else [f"{seed}.png" for seed in seeds]
+        if self.refinement is not None:
+            names += [f"{seed}-refined.png" for seed in seeds]
+        if self.sheet:
+            names.append(self.sheet_name)
+        return Outputs(self.output, names, overwrite=overwrite, number=True)
+
+    @property
+    def sheet_name(self) -> str:
+        """Of the sheet in a folder."""
+        if self.preview:
+            return "sheet.png"
+        return "picked.png" if self.refinement is None else "refined.png"
 
     def _picked(self, text: str) -> list[int]:
         seeds = seeds_of("--pick", text)
@@ -134,6 +149,7 @@ def paint_pictures(
     wanted: Wanted,
     refiner: FlowModel | None,
     terminal: Session,
+    outputs: Outputs,
 ) -> None:
     """Make the pictures, write them and say so.
 
@@ -144,29 +160,35 @@ def paint_pictures(
         wanted: what to make.
         refiner: what refines the pictures, if that is wanted.
         terminal: for the result.
+        outputs: from `Wanted.outputs`.
     """
     from rectiflow.models.memory import out_of_memory_explained
 
-    folder = wanted.output.parent if wanted.single else wanted.output
     started, sheet = time.perf_counter(), None
     with out_of_memory_explained(model):
         if wanted.preview:
-            sheet = wanted.output if wanted.single else folder / "sheet.png"
+            sheet = outputs.file(wanted.output.name if wanted.single else wanted.sheet_name)
             entries = _preview(model, about, seeds, sheet)
         else:
-            entries, before = _one_by_one(model, about, seeds, wanted, refiner is None)
+            entries, before = _one_by_one(model, about, seeds, wanted, refiner is None, outputs)
     if not wanted.preview:
         after: list[Image.Image] = []
         if refiner is not None:
             assert wanted.refinement is not None
             with out_of_memory_explained(refiner):
                 refined, after = wanted.refinement.write_all(
-                    refiner, before, about, seeds, wanted.output
+                    refiner,
+                    before,
+                    about,
+                    seeds,
+                    wanted.output.name if wanted.single else None,
+                    outputs,
                 )
             entries += refined
         if wanted.sheet:
-            sheet = folder / ("refined.png" if after else "picked.png")
+            sheet = outputs.file(wanted.sheet_name)
             write_pairs(before, after, about, seeds, sheet)
+    outputs.finish()
     nfe, seconds = sum(entry["nfe"] for entry in entries), time.perf_counter() - started
     data = {
         "model": model.name,
@@ -179,7 +201,7 @@ def paint_pictures(
     }
     if wanted.refinement is not None and refiner is not None:
         data["refinement"] = wanted.refinement.record(refiner)
-    lines = [str(folder / entry["image"]) for entry in entries if entry["image"]]
+    lines = [str(outputs.folder / entry["image"]) for entry in entries if entry["image"]]
     lines += [str(sheet)] if sheet is not None else []
     lines.append(f"{nfe} network samples in {seconds:.1f} s")
     terminal.result(data, "\n".join(lines))
@@ -201,21 +223,25 @@ def _preview(
 
 
 def _one_by_one(
-    model: FlowModel, about: dict[str, Any], seeds: list[int], wanted: Wanted, final: bool
+    model: FlowModel,
+    about: dict[str, Any],
+    seeds: list[int],
+    wanted: Wanted,
+    final: bool,
+    outputs: Outputs,
 ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
     """Pictures in files of their own; a single one that is still to be refined in none."""
-    from rectiflow.report import save_png
+    from rectiflow.report import save_picture
 
     entries: list[dict[str, Any]] = []
     images: list[Image.Image] = []
     for seed in seeds:
         made = about | {"seed": seed}
         image, spent = paint(model, made)
-        file = wanted.output if wanted.single else wanted.output / f"{seed}.png"
-        written = final or not wanted.single
-        if written:
-            save_png(image, file, made)
-        name = file.name if written else None
+        name = None
+        if final or not wanted.single:
+            file = outputs.file(wanted.output.name if wanted.single else f"{seed}.png")
+            name = save_picture(image, file, made).name
         entries.append({"image": name, "prompt": about["prompt"], "seed": seed, "nfe": spent})
         images.append(image)
     return entries, images

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options, record
+from rectiflow.app.outputs import Outputs
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Refinement:
         images: list[Image.Image],
         about: dict[str, Any],
         seeds: list[int],
-        output: Path,
+        single: str | None,
+        outputs: Outputs,
     ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
         """Refine pictures one by one and write them beside the others.
 
@@ -94,27 +95,27 @@ class Refinement:
             images: to be refined.
             about: the record that all of them share.
             seeds: theirs.
-            output: a folder, or of a single picture a .png file.
+            single: the name of the file of a single picture.
+            outputs: where files go.
 
         Returns:
             An entry of the result for each, and the pictures.
         """
-        from rectiflow.report import save_png
+        from rectiflow.report import save_picture
 
         entries, refined = [], []
         for image, seed in zip(images, seeds, strict=True):
             made = about | {"seed": seed, "refinement": self.record(refiner, seed)}
             new, nfe = repaint(refiner, image, made)
-            single = output.suffix.lower() == ".png"
-            file = output if single else output / f"{seed}-refined.png"
-            save_png(new, file, made)
+            file = outputs.file(single or f"{seed}-refined.png")
+            save_picture(new, file, made)
             entries.append(
                 {
                     "image": file.name,
                     "prompt": about["prompt"],
                     "seed": seed,
                     "nfe": nfe,
-                    "refined_from": None if single else f"{seed}.png",
+                    "refined_from": None if single else file.name.replace("-refined", ""),
                 }
             )
             refined.append(new)

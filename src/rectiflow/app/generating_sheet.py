@@ -32,12 +32,12 @@ def write_sheet(
         captions: one each.
         about: what made them.
         seeds: of what is on it.
-        file: a .png.
+        file: a picture.
         columns: pictures in a row; as many as make the sheet about square if None.
     """
     from PIL import Image
 
-    from rectiflow.report import save_png
+    from rectiflow.report import save_picture
     from rectiflow.report.pictures import pixels
     from rectiflow.report.sheet import contact_sheet
 
@@ -52,7 +52,7 @@ def write_sheet(
         scale=max(1, LEAST // longest),
         captions=captions,
     )
-    save_png(sheet, file, about | {"command": "generate --sheet", "seeds": list(seeds)})
+    save_picture(sheet, file, about | {"command": "generate --sheet", "seeds": list(seeds)})
 
 
 def write_pairs(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rectiflow.app import options, record
 from rectiflow.app.console import Session
+from rectiflow.app.outputs import Outputs
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +38,15 @@ class Together:
         """
         if len(self.prompts) < 2:
             raise InputError("--consistent needs two prompts or more, in quotation marks each")
-        if self.output.suffix.lower() == ".png":
+        if options.is_picture(self.output):
             raise InputError(f"several pictures do not fit into {self.output}: give a folder")
         preset, _ = options.preset_of("subject", self.settings, steps=self.steps)
-        options.output_folder(self.output)
         return preset
+
+    def outputs(self, overwrite: bool) -> Outputs:
+        """Where the files go."""
+        names = [f"{self.seed}-{number + 1}.png" for number in range(len(self.prompts))]
+        return Outputs(self.output, names, overwrite=overwrite, number=True)
 
 
 def paint_together(
@@ -49,6 +54,7 @@ def paint_together(
     wanted: Together,
     preset: Preset,
     terminal: Session,
+    outputs: Outputs,
 ) -> None:
     """Generate the pictures, write them and say so.
 
@@ -57,6 +63,7 @@ def paint_together(
         wanted: the prompts and the rest.
         preset: from `Together.check`.
         terminal: for warnings and the result.
+        outputs: from `Together.outputs`.
     """
     import rectiflow
     from rectiflow.models.memory import out_of_memory_explained
@@ -88,10 +95,11 @@ def paint_together(
     }
     images, lines = [], []
     for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True), 1):
-        file = f"{wanted.seed}-{number}.png"
-        save_png(image, wanted.output / file, made | {"number": number, "prompt": prompt})
-        images.append({"image": file, "prompt": prompt, "seed": wanted.seed})
-        lines.append(f"{wanted.output / file}: {prompt}")
+        file = outputs.file(f"{wanted.seed}-{number}.png")
+        save_png(image, file, made | {"number": number, "prompt": prompt})
+        images.append({"image": file.name, "prompt": prompt, "seed": wanted.seed})
+        lines.append(f"{file}: {prompt}")
+    outputs.finish()
     data = {
         "model": model.name,
         "settings": made,

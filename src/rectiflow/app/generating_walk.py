@@ -11,6 +11,7 @@ from rectiflow.app import options
 from rectiflow.app.console import Session
 from rectiflow.app.generating_pictures import seeds_of
 from rectiflow.app.generating_sheet import write_sheet
+from rectiflow.app.outputs import Outputs
 from rectiflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,8 +64,15 @@ class Walk:
             check_video()
         options.output_file(self.file, kind)
 
+    def outputs(self, overwrite: bool) -> Outputs:
+        """Where the film goes, known to be free or ours."""
+        number = not self.output.suffix
+        return Outputs(self.file.parent, [self.file.name], overwrite=overwrite, number=number)
 
-def paint_walk(model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: Session) -> None:
+
+def paint_walk(
+    model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: Session, outputs: Outputs
+) -> None:
     """Make the frames, write the film or sheet and say so.
 
     Args:
@@ -72,12 +80,13 @@ def paint_walk(model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: 
         about: the record of `generate`, of its first prompt.
         wanted: the seeds and the rest.
         terminal: for the result.
+        outputs: from `Walk.outputs`.
     """
     from rectiflow.models.latent_walk import decoded, walk_latents
     from rectiflow.models.memory import out_of_memory_explained
     from rectiflow.report.animation import save_gif, save_mp4
 
-    started, file = time.perf_counter(), wanted.file
+    started = time.perf_counter()
     with out_of_memory_explained(model):
         solution = walk_latents(
             model,
@@ -92,6 +101,7 @@ def paint_walk(model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: 
             solver=about["method"],
         )
         images = decoded(model, solution.x)
+    file = outputs.file(wanted.file.name)
     if file.suffix.lower() == ".gif":
         save_gif(images, file, fps=wanted.fps)
     elif file.suffix.lower() == ".mp4":
@@ -99,6 +109,7 @@ def paint_walk(model: FlowModel, about: dict[str, Any], wanted: Walk, terminal: 
     else:
         captions = [f"{number} of {len(images)}" for number in range(1, len(images) + 1)]
         write_sheet(images, captions, about | {"prompts": wanted.prompts}, wanted.seeds, file)
+    outputs.finish()
     seconds = time.perf_counter() - started
     data = {
         "model": model.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectiflow.app import options
 from rectiflow.app.console import Session
+from rectiflow.app.outputs import Outputs
 from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError
 
@@ -27,14 +28,16 @@ def inversion_error(
     *,
     model: options.ModelOptions,
     output: Path | None = None,
+    overwrite: bool = False,
     limit: int | None = None,
     steps: Sequence[int] | None = None,
     reference_steps: int | None = None,
     batch_size: int | None = None,
 ) -> None:
     """How wrong an inversion step is, in either coordinates; several models, on the same scenes."""
+    outputs = _outputs(output, "inversion-error", overwrite)
     # The one step of a way of one step leads to the end, where a diffusion model has no velocity.
-    loaded = _loaded(model, ERROR_MODELS, output, steps, at_least=2)
+    loaded = _loaded(model, ERROR_MODELS, steps, at_least=2)
     from rectiflow.evaluate.inversion_error import (
         BATCH,
         LIMIT,
@@ -51,9 +54,9 @@ def inversion_error(
         reference_steps=reference_steps or REFERENCE_STEPS,
         batch_size=batch_size or BATCH,
     )
-    if output is not None:
-        write_json(output / "inversion-error.json", figures)
-        _save(error_plots(figures), output, "inversion-error")
+    if outputs is not None:
+        write_json(outputs.file("inversion-error.json"), figures)
+        _save(error_plots(figures), outputs, "inversion-error")
     terminal.result(figures, error_text(figures))
 
 
@@ -62,6 +65,7 @@ def straight_editing(
     *,
     model: options.ModelOptions,
     output: Path | None = None,
+    overwrite: bool = False,
     limit: int | None = None,
     steps: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
@@ -69,7 +73,8 @@ def straight_editing(
     batch_size: int | None = None,
 ) -> None:
     """Edits by a teacher and what was straightened from it; an output folder is taken up again."""
-    loaded = _loaded(model, EDITING_MODELS, output, steps)
+    outputs = _outputs(output, "straight-edits", overwrite)
+    loaded = _loaded(model, EDITING_MODELS, steps)
     from rectiflow.evaluate.emoji_edits import BATCH
     from rectiflow.evaluate.inversion_plots import straight_plots
     from rectiflow.evaluate.straight_editing import (
@@ -89,16 +94,15 @@ def straight_editing(
         batch_size=batch_size or BATCH,
         folder=None if output is None else output / "parts",
     )
-    if output is not None:
-        write_json(output / "straight-edits.json", figures)
-        _save(straight_plots(figures), output, "straight-edits")
+    if outputs is not None:
+        write_json(outputs.file("straight-edits.json"), figures)
+        _save(straight_plots(figures), outputs, "straight-edits")
     terminal.result(figures, editing_text(figures))
 
 
 def _loaded(
     model: options.ModelOptions,
     default: Sequence[str],
-    output: Path | None,
     steps: Sequence[int] | None,
     at_least: int = 1,
 ) -> list[FlowModel]:
@@ -109,16 +113,21 @@ def _loaded(
     for count in steps or ():
         if count < at_least:
             raise InputError(f"steps has {count}: give {at_least} or more")
-    if output is not None:
-        options.output_folder(output)
     return [model.load(name) for name in models]
 
 
-def _save(plots: Mapping[str, Figure], folder: Path, prefix: str) -> None:
+def _outputs(output: Path | None, name: str, overwrite: bool) -> Outputs | None:
+    if output is None:
+        return None
+    return Outputs(output, [f"{name}.json", f"{name}-*.svg"], overwrite=overwrite)
+
+
+def _save(plots: Mapping[str, Figure], outputs: Outputs, prefix: str) -> None:
     from rectiflow.report.figures import save_figure
 
     for name, figure in plots.items():
-        save_figure(figure, folder / f"{prefix}-{name}.svg")
+        save_figure(figure, outputs.file(f"{prefix}-{name}.svg"))
+    outputs.finish()
 
 
 def error_text(figures: Mapping[str, Any]) -> str:

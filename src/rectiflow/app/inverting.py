@@ -10,6 +10,7 @@ from PIL import Image
 
 from rectiflow.app import options, record
 from rectiflow.app.console import session
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.results import inversion_data, method_name, returned, samples, source_hash
 from rectiflow.errors import InputError
 
@@ -30,12 +31,13 @@ def invert(
     reconstruct: Annotated[
         Path | None,
         typer.Option(
-            metavar="PNG",
+            metavar="PICTURE",
             help="Also write the image as it comes back from its noise; beside it, named "
             "-uncompensated, what the inversion alone brings back.",
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     preset: Annotated[
         str | None,
@@ -60,8 +62,12 @@ def invert(
         chosen, named = options.preset_of(preset, settings, steps=steps, default=INVERSION_PRESET)
         picture = load_image(image)
         options.output_file(output, ".safetensors")
+        drawn: Outputs | None = None
         if reconstruct is not None:
-            _check_pictures(reconstruct, image)
+            _check_pictures(reconstruct)
+            pictures = [reconstruct.name, _uncompensated(reconstruct).name]
+            drawn = Outputs(reconstruct.parent, pictures, overwrite=overwrite, reads=(image,))
+        file = Outputs(output.parent, [output.name], overwrite=overwrite, reads=(image,))
         loaded = model.load()
         chosen = options.preset_on(loaded, chosen, preset, named)
         import rectiflow
@@ -73,7 +79,8 @@ def invert(
             inversion = rectiflow.invert(loaded, picture, prompt, preset=chosen)
             if reconstruct is not None:
                 diagnosis = diagnosis_of(inversion)
-        inversion.save(output)
+        inversion.save(file.file(output.name))
+        file.finish()
         about = inversion_data(inversion, diagnosis)
         nfe = {"inversion": inversion.nfe, "reconstruction": diagnosis.nfe if diagnosis else 0}
         nfe["total"] = sum(nfe.values())
@@ -89,7 +96,8 @@ def invert(
                 "source_hash": source_hash(image, picture),
                 "nfe": nfe,
             }
-            kept, lines = _write(reconstruct, picture, diagnosis, made)
+            assert drawn is not None
+            kept, lines = _write(reconstruct, picture, diagnosis, made, drawn)
             found = {"reconstruction": kept}
         data = {
             "model": loaded.name,
@@ -113,16 +121,23 @@ def invert(
 
 
 def _write(
-    file: Path, picture: Image.Image, diagnosis: Diagnosis, made: dict[str, Any]
+    file: Path, picture: Image.Image, diagnosis: Diagnosis, made: dict[str, Any], drawn: Outputs
 ) -> tuple[dict[str, Any], list[str]]:
     """Write what came back with and without compensation; its JSON, and a line on each."""
-    from rectiflow.report import save_png
+    from rectiflow.report import save_picture
     from rectiflow.report.words import decibels
 
     exact, plain = diagnosis.reconstruction, diagnosis.uncompensated
     beside, kept = _uncompensated(file), returned(diagnosis, picture)
-    save_png(exact.image, file, made | {"role": "reconstruction", "compensated": True})
-    save_png(plain.image, beside, made | {"role": "reconstruction", "compensated": False})
+    save_picture(
+        exact.image, drawn.file(file.name), made | {"role": "reconstruction", "compensated": True}
+    )
+    save_picture(
+        plain.image,
+        drawn.file(beside.name),
+        made | {"role": "reconstruction", "compensated": False},
+    )
+    drawn.finish()
     lines = [
         f"{file}: {decibels(kept['psnr'])} to the image (codec alone: "
         f"{decibels(kept['psnr_codec'])}), largest latent error {exact.max_abs_latent:.1e}",
@@ -135,13 +150,11 @@ def _uncompensated(file: Path) -> Path:
     return file.with_stem(f"{file.stem}-uncompensated")
 
 
-def _check_pictures(file: Path, image: Path) -> None:
-    """See that both pictures can be written, and not over the one that is read."""
+def _check_pictures(file: Path) -> None:
+    """See that both pictures can be written."""
     for written in (file, _uncompensated(file)):
-        if written.suffix.lower() != ".png":
-            raise InputError(f"--reconstruct {written} should end in .png")
+        if written.suffix.lower() not in options.PICTURES:
+            endings = ", ".join(options.PICTURES)
+            raise InputError(f"--reconstruct {written} should end in one of {endings}")
         if written.is_dir():
             raise InputError(f"--reconstruct {written} is a folder: give a file")
-        if written.resolve() == image.resolve():
-            raise InputError(f"{image} would be overwritten: choose another file to write")
-    options.output_folder(file.parent)

@@ -25,6 +25,11 @@ DEFAULT_MODEL = "emoji-sd3"
 WEIGHTS = ("base", "lora", "variant", "revision")
 """What says which weights of a model, as options and as arguments of `load`."""
 LARGEST_SEED = arguments.LARGEST_SEED
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of pictures that are written (`report.metadata.FORMATS`)."""
+UNWRITTEN = (".avif", ".bmp", ".gif", ".heic", ".html", ".jp2", ".json", ".jxl", ".mp4", ".pdf",
+             ".safetensors", ".svg", ".tif", ".tiff", ".zip")  # fmt: skip
+"""Those of other files, which nobody would give a folder."""
 
 
 class Dtype(StrEnum):
@@ -155,6 +160,19 @@ class ModelOptions:
         """Which weights, beside the model's name: what was given of base, lora, …, for `load`."""
         given = {name: getattr(self, name) for name in WEIGHTS}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def words(self) -> list[str]:
+        """The options, as words of a command line; those of their default left out."""
+        words: list[str] = []
+        for name in self.given:
+            value = getattr(self, name)
+            option = "--model" if name == "models" else f"--{name}"
+            if (name, value) in (("model", DEFAULT_MODEL), ("dtype", Dtype.float32)):
+                continue
+            for one in value if isinstance(value, list) else [value]:
+                words += [option, str(one)]
+        return words
 
     def load(self, name: str | None = None, **defaults: Any) -> FlowModel:
         """Load the model.
@@ -332,18 +350,32 @@ def output_folder(folder: Path) -> Path:
     return folder
 
 
-def output_file(file: Path, suffix: str) -> Path:
-    """See that a file of a certain kind can be written.
+def output_file(file: Path, *suffixes: str) -> Path:
+    """See that a file of one of several kinds can be written.
 
     Raises:
         InputError: another suffix, a folder, or one that cannot be written to.
     """
-    if file.suffix.lower() != suffix:
-        raise InputError(f"-o {file} should end in {suffix}")
+    if file.suffix.lower() not in suffixes:
+        raise InputError(f"-o {file} should end in {' or '.join(suffixes)}")
     if file.is_dir():
         raise InputError(f"-o {file} is a folder: give a file")
     output_folder(file.parent)
     return file
+
+
+def is_picture(output: Path) -> bool:
+    """Whether an output is the name of one picture, and not of a folder.
+
+    Raises:
+        InputError: it is a folder with such a name, or of a kind that is not written.
+    """
+    suffix = output.suffix.lower()
+    if suffix in UNWRITTEN and not output.is_dir():
+        raise InputError(f"-o {output}: give a folder, or a file in {', '.join(PICTURES)}")
+    if suffix in PICTURES and output.is_dir():
+        raise InputError(f"-o {output} is a folder: give a file, or another folder")
+    return suffix in PICTURES
 
 
 def whole(settings: Preset) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import typer
 
 from rectiflow.app import options
 from rectiflow.app.console import Session, one_line, session
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.pairs import commands as commands
 from rectiflow.app.suites import write_json
 from rectiflow.errors import InputError, WorkError
+from rectiflow.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,6 +51,7 @@ def inspect_pairs(
             "--output", "-o", help=f"Folder for {SHEET} and {FIGURES}.", show_default=False
         ),
     ] = None,
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     limit: Annotated[
         int, typer.Option(min=0, help="Pairs to take statistics of; 0 for all.")
@@ -67,7 +70,7 @@ def inspect_pairs(
             for name in model.given:
                 raise InputError(f"--{name} is for pictures: say with -o where they go")
         if output is not None:
-            options.output_folder(output)
+            outputs = Outputs(output, (SHEET, FIGURES), overwrite=overwrite)
         with _progress() as show:
             found = inspect(uri, limit=limit or None, progress=show)
         data = found.to_dict()
@@ -75,12 +78,14 @@ def inspect_pairs(
         if output is not None:
             pictures = _pictures(found, model, terminal)
             if pictures is not None:
-                pictures.save(output / SHEET)
+                with replacing(outputs.file(SHEET)) as unfinished:
+                    pictures.save(unfinished, format="PNG")
                 lines.append(f"  {'pictures':11} {output / SHEET}")
             data["pictures"] = None if pictures is None else SHEET
         data["warnings"] = terminal.warnings
         if output is not None:
-            write_json(output / FIGURES, data)
+            write_json(outputs.file(FIGURES), data)
+            outputs.finish()
         terminal.result(data, "\n".join(lines))
         if found.faults:
             rest = len(found.faults) - 1

@@ -14,6 +14,7 @@ from rectiflow.app.console import one_line, session
 from rectiflow.app.edit_job import Around
 from rectiflow.app.generating_pictures import paint
 from rectiflow.app.generating_refined import repaint
+from rectiflow.app.outputs import Outputs, Overwrite
 from rectiflow.app.results import source_hash
 from rectiflow.errors import InputError, WorkError
 
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from rectiflow.models.base import FlowModel
     from rectiflow.steer import EditResult
 
-Picture = Annotated[Path, typer.Argument(metavar="PNG", help="A picture rectiflow has written.")]
+Picture = Annotated[
+    Path, typer.Argument(metavar="PICTURE", help="A picture rectiflow has written.")
+]
 
 
 def info(picture: Picture, as_json: options.AsJson = False) -> None:
     """Say what made a picture: prompt, seed, settings, model."""
     with session(as_json) as terminal:
-        from rectiflow.report import read_png
+        from rectiflow.report import read_picture
 
-        made = read_png(picture)
+        made = read_picture(picture)
         terminal.result(made, "\n".join(_lines(made)))
 
 
@@ -54,8 +57,9 @@ def replay(
     picture: Picture,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write the new picture to this .png file."),
+        typer.Option("--output", "-o", help="Write the new picture to this file."),
     ] = None,
+    overwrite: Overwrite = False,
     model: options.ModelOptions,
     as_json: options.AsJson = False,
 ) -> None:
@@ -66,9 +70,10 @@ def replay(
     """
     with session(as_json) as terminal:
         from rectiflow.models.picture import load_image
-        from rectiflow.report import read_png, save_png
+        from rectiflow.report import read_picture, save_picture
+        from rectiflow.report.metadata import as_saved
 
-        made = read_png(picture)
+        made = read_picture(picture)
         command = made.get("command")
         if command == "generate --sheet":
             raise InputError(
@@ -84,7 +89,8 @@ def replay(
             raise InputError(f"{picture} was not made by a model: there is nothing to replay")
         old = load_image(picture)
         if output is not None:
-            options.output_file(output, ".png")
+            options.output_file(output, *options.PICTURES)
+            outputs = Outputs(output.parent, [output.name], overwrite=overwrite, reads=(picture,))
         try:
             loaded = model.load(model.model or made["model"], **_recorded(made))
             _check_weights(loaded, made, picture)
@@ -103,8 +109,9 @@ def replay(
                 f"needs ({one_line(str(error))}); `rectiflow info` shows what is there"
             ) from error
         if output is not None:
-            save_png(new, output, made)
-        worst = _largest_difference(old, load_image(new))
+            save_picture(new, outputs.file(output.name), made)
+            outputs.finish()
+        worst = _largest_difference(old, load_image(as_saved(new, picture)))
         data = {
             "picture": str(picture),
             "identical": worst == 0,

@@ -11,6 +11,7 @@ import typer
 
 from rectiflow.app import options
 from rectiflow.app.console import session
+from rectiflow.app.outputs import Overwrite
 from rectiflow.errors import InputError
 from rectiflow.stopping import GO_ON_LATER
 
@@ -56,6 +57,7 @@ def reproduce(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +127,11 @@ def reproduce(
             raise InputError(
                 f"--only {error.args[0]}: nothing of this study is called so"
             ) from error
+        if before is None and file.exists() and not overwrite:
+            raise InputError(
+                f"{file} is there, and no record of this study ({record}): give another --page, or "
+                "replace it with --overwrite"
+            )
         options.output_folder(folder)
         options.output_folder(file.parent)
         check_folder(folder, study, workshop.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,23 @@ def source_hash(image: Path | None, picture: Image.Image | None) -> str | None:
     return None if image is None else record.file_hash(image)
 
 
-def write_pictures(folder: Path, result: EditResult, made: dict[str, Any]) -> list[str]:
-    """Write the source, the reconstruction if there is one, and edits; the names of the edits."""
-    from rectiflow.report import save_png
+def write_pictures(
+    place: Callable[[str], Path], result: EditResult, made: dict[str, Any], single: str | None
+) -> list[str]:
+    """Write the source, the reconstruction if there is one, and edits; the names of the edits.
+
+    Args:
+        place: where a file of a name goes.
+        result: the edit.
+        made: what is kept in every picture.
+        single: the name of the edit, if that is all that is written.
+    """
+    from rectiflow.report import save_picture, save_png
+
+    if single is not None:
+        about = {"role": "edit", "number": 1, "prompt": result.prompts[0]}
+        save_picture(result.images[0], place(single), made | about)
+        return [single]
 
     inversion = result.inversion
     about_source: dict[str, Any] = {"command": "source", "source": made["source"]}
@@ -89,22 +104,26 @@ def write_pictures(folder: Path, result: EditResult, made: dict[str, Any]) -> li
             "height": result.source.height,
             "width": result.source.width,
         }
-    save_png(result.source, folder / "source.png", about_source)
+    save_png(result.source, place("source.png"), about_source)
     if result.diagnosis is not None:
         back = result.placed(result.diagnosis.reconstruction.image)
-        save_png(back, folder / "reconstruction.png", made | {"role": "reconstruction"})
+        save_png(back, place("reconstruction.png"), made | {"role": "reconstruction"})
     names = []
     for number, (image, prompt) in enumerate(zip(result.images, result.prompts, strict=True)):
         names.append(f"edit-{number + 1}.png")
         about = {"role": "edit", "number": number // result.variants + 1, "prompt": prompt}
         if result.noise_seeds:  # each is made again by itself
             about["settings"] = made["settings"] | {"noise_seed": result.noise_seeds[number]}
-        save_png(image, folder / names[-1], made | about)
+        save_png(image, place(names[-1]), made | about)
     return names
 
 
 def as_data(
-    result: EditResult, made: dict[str, Any], images: list[str], warnings: list[str]
+    result: EditResult,
+    made: dict[str, Any],
+    images: list[str],
+    report: str | None,
+    warnings: list[str],
 ) -> dict[str, Any]:
     """The JSON of an edit; a PSNR of equal pictures is infinite, which JSON writes as null."""
     inversion, diagnosis, count = result.inversion, result.diagnosis, len(result.images)
@@ -133,7 +152,7 @@ def as_data(
         ],
         "nfe": result.nfe,
         "seconds": result.seconds["total"],
-        "report": "report.html",
+        "report": report,
         "warnings": warnings,
     }
 
@@ -184,7 +203,8 @@ def summary(data: dict[str, Any], folder: Path) -> str:
             f"{_decibels(kept['psnr_codec'])}; without compensation "
             f"{_decibels(kept['uncompensated_psnr'])} to the codec's)"
         )
-    lines.append(f"report: {folder / data['report']}")
+    if data["report"] is not None:
+        lines.append(f"report: {folder / data['report']}")
     return "\n".join(lines)
 
 

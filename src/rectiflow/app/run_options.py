@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rectiflow.app import options
-from rectiflow.checksums import write_checksums
-from rectiflow.errors import InputError
+from rectiflow.app.outputs import Outputs
+from rectiflow.checksums import CHECKSUMS, write_checksums
 from rectiflow.files import readable_alike, unfinished_folder
 from rectiflow.stopping import GO_ON_LATER
 
@@ -40,6 +39,10 @@ Export = Annotated[
 ]
 
 
+MARKS = ("config.yaml", "*/config.yaml")
+"""What a run's folder has, or those of its phases."""
+
+
 def assigned(given: dict[str, Any], assignments: list[str] | None) -> dict[str, Any]:
     """Settings with those of ``--set`` put in.
 
@@ -64,35 +67,27 @@ def leave_together(finished: bool) -> None:
         raise typer.Exit(GO_ON_LATER)
 
 
-def check_export(folder: Path) -> None:
-    """See that a folder is new, empty, or a model already: nothing else is to be written into.
+def export_to(folder: Path, overwrite: bool) -> Outputs:
+    """Where the files of a model go: a folder that is new, or has them from us.
 
     Raises:
         InputError: it has other things in it, or cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
-            raise InputError(f"--export {folder} has other things in it: give a new folder")
-    options.output_folder(folder.parent)
+    return Outputs(folder, ["**/*"], overwrite=overwrite)
 
 
-def export(trainer: Trainer, folder: Path) -> None:
-    """Write the model under another name first; what else is in the folder stays."""
-    unfinished = unfinished_folder(folder)
+def export(trainer: Trainer, outputs: Outputs) -> None:
+    """Write the model under another name first, then every file in its place."""
+    unfinished = unfinished_folder(outputs.folder)
     trainer.export(unfinished)
     readable_alike(unfinished)
-    move_into(unfinished, folder)
-    write_checksums(folder)
-
-
-def move_into(unfinished: Path, folder: Path) -> None:
-    """Move every file of one folder to its place in another; what else is there stays."""
     for file in sorted(unfinished.rglob("*")):
         if file.is_file():
-            target = folder / file.relative_to(unfinished)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            os.replace(file, outputs.file(file.relative_to(unfinished).as_posix()))
     shutil.rmtree(unfinished, ignore_errors=True)
+    outputs.file(CHECKSUMS)
+    write_checksums(outputs.folder)
+    outputs.finish()
 
 
 def last_of(run: Path, name: str) -> float | None:

@@ -11,6 +11,7 @@ import typer
 from rectiflow.app import options, run_options
 from rectiflow.app.console import Session, session
 from rectiflow.errors import InputError
+from rectiflow.files import check_begun
 
 if TYPE_CHECKING:
     from rectiflow.straighten.phases import Outcome
@@ -141,6 +142,7 @@ def _straighten(
             check_folder(export)
             options.output_folder(export.parent)
 
+        check_begun(run, *run_options.MARKS)
         options.output_folder(run)
         outcomes = run_phases(
             plans,

@@ -10,7 +10,9 @@ import typer
 
 from rectiflow.app import options, run_options
 from rectiflow.app.console import session
+from rectiflow.app.outputs import Overwrite
 from rectiflow.errors import InputError
+from rectiflow.files import check_begun
 from rectiflow.stopping import time_limit
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def train(
             "--init-from", help="Model folder to start from, not at random.", show_default=False
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train a model by a recipe.
@@ -55,9 +58,10 @@ def train(
         given = _given(recipe, config, settings, init_from)
         run = output or Path("runs") / str(given["recipe"])
         chosen = _configuration(given, run)
+        check_begun(run, *run_options.MARKS)
         options.output_folder(run)
         if export is not None:
-            run_options.check_export(export)
+            exported = run_options.export_to(export, overwrite)
         with time_limit(max_minutes or None):  # 0 is for one step
             trainer = _trainer(chosen, run)
             resumed = trainer.resume(resume)
@@ -71,7 +75,7 @@ def train(
         if trainer.stopped and not finished:
             export = None  # there may be no time for it
         if export is not None:
-            run_options.export(trainer, export)
+            run_options.export(trainer, exported)
         data = {
             "recipe": chosen.recipe,
             "run": str(run),

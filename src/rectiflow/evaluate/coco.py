@@ -16,7 +16,7 @@ from typing import Any
 
 from rectiflow.errors import InputError
 from rectiflow.evaluate.coco_data import Coco, CocoImage
-from rectiflow.files import write_whole
+from rectiflow.files import check_begun, write_whole
 from rectiflow.guarded import Unreadable, read_json
 from rectiflow.models.base import FlowModel
 from rectiflow.models.generate import generate_latents, initial_noise
@@ -158,6 +158,7 @@ def _claim(run: Run, settings: dict[str, Any]) -> None:
     """Write down what makes the pictures, or see that it is what made those that are there."""
     file = run.settings_file
     if not file.exists():
+        check_begun(run.output)
         run.output.mkdir(parents=True, exist_ok=True)
         # Shards begin at the same time, each with a file of its own.
         write_whole(file, json.dumps(settings, indent=2) + "\n", shared=True)

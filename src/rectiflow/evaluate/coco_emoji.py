@@ -9,7 +9,7 @@ from rectiflow.emoji.caption import caption
 from rectiflow.emoji.render import render
 from rectiflow.emoji.scene import sample
 from rectiflow.errors import InputError
-from rectiflow.files import write_whole
+from rectiflow.files import check_begun, write_whole
 
 FIRST_SEED = 2_000_000
 """Reported figures are of these seeds on; nothing is trained or tuned on them."""
@@ -32,6 +32,7 @@ def make_emoji_coco(folder: Path, n: int) -> Path:
     file = folder / "annotations" / f"captions_{SPLIT}.json"
     if file.exists():
         raise InputError(f"{file} is there already: choose another folder")
+    check_begun(folder)
     for part in (file.parent, folder / SPLIT):
         part.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []

@@ -24,7 +24,7 @@ import torch
 from rectiflow.errors import InputError, WorkError
 from rectiflow.evaluate.pie_bench_data import KINDS, PICTURES, PieBench, PieEdit
 from rectiflow.evaluate.pie_bench_metrics import VARIANTS, Networks, Scores, score, summarise
-from rectiflow.files import write_csv, write_whole
+from rectiflow.files import check_begun, write_csv, write_whole
 from rectiflow.guarded import Unreadable, read_json
 from rectiflow.invert import Preset
 from rectiflow.models.base import FlowModel
@@ -187,6 +187,7 @@ def _claim(model: FlowModel, run: Run) -> None:
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     file = run.folder / SETTINGS
     if not file.exists():
+        check_begun(run.folder)
         run.folder.mkdir(parents=True, exist_ok=True)
         # Shards begin at the same time, each with a file of its own.
         write_whole(file, text, shared=True)

@@ -15,7 +15,7 @@ from rectiflow.emoji.edits import EditCase, sample_edit
 from rectiflow.emoji.render import render
 from rectiflow.errors import InputError
 from rectiflow.evaluate.pie_bench_data import KINDS, MAPPING, PICTURES, SIDE, encode_mask
-from rectiflow.files import write_whole
+from rectiflow.files import check_begun, write_whole
 
 FIRST_SEED = 2_000_000
 """Reported figures are of these seeds on; nothing is trained or tuned on them."""
@@ -40,6 +40,7 @@ def make_emoji_pie(folder: Path, n: int) -> Path:
     file = folder / MAPPING
     if file.exists():
         raise InputError(f"{file} is there already: choose another folder")
+    check_begun(folder)
     mapping = {}
     for number in range(n):
         kind = EMOJI_KINDS[number % len(EMOJI_KINDS)]

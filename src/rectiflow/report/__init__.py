@@ -20,7 +20,7 @@ from rectiflow.report.edit_report import (
     write_edit_report,
     write_gallery,
 )
-from rectiflow.report.metadata import read_png, save_png
+from rectiflow.report.metadata import read_picture, read_png, save_picture, save_png
 
 __all__ = [
     "Alignment",
@@ -28,8 +28,10 @@ __all__ = [
     "EditReport",
     "Noise",
     "Reportable",
+    "read_picture",
     "read_png",
     "report",
+    "save_picture",
     "save_png",
     "write_edit_report",
     "write_gallery",

@@ -1,9 +1,14 @@
-"""What made a picture, kept inside its PNG as one JSON text chunk named ``rectiflow``."""
+"""What made a picture, kept inside its file as JSON.
+
+In a PNG it is a text chunk named ``rectiflow``, in JPEG and WebP the comment of the EXIF data.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -17,6 +22,74 @@ from rectiflow.files import replacing
 from rectiflow.guarded import Unreadable, parse_json
 
 KEY = "rectiflow"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What pictures can be written as, by the ending of their names."""
+QUALITY: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+}
+UNSAID = "it was not written by rectiflow, or another program has saved it since"
+EXIF, COMMENT, ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
+
+
+def save_picture(
+    image: Image.Image, path: str | PathLike[str], settings: Mapping[str, Any]
+) -> Path:
+    """Save a picture with what made it, in the format of the file's ending, and return its path.
+
+    JPEG is lossy, at quality 95; PNG and WebP keep every pixel.
+
+    Args:
+        image: The picture.
+        path: A file that ends in one of `FORMATS`, replaced only once the new one is complete.
+        settings: As in `save_png`.
+    """
+    path = Path(path)
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "PNG":
+        return save_png(image, path, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.dumps({KEY: {"version": __version__, **settings}}, allow_nan=False)
+    exif = Image.Exif()
+    exif.get_ifd(EXIF)[COMMENT] = ASCII + kept.encode("ascii")
+    with replacing(path) as unfinished:
+        image.save(unfinished, format=kind, exif=exif, icc_profile=srgb_profile(), **QUALITY[kind])
+    return path
+
+
+def as_saved(image: Image.Image, path: Path) -> Image.Image:
+    """A picture as it comes back from a file of this name, in which it loses something or not."""
+    kind = FORMATS.get(path.suffix.lower(), "PNG")
+    if kind not in QUALITY:
+        return image
+    file = io.BytesIO()
+    image.save(file, format=kind, **QUALITY[kind])
+    with Image.open(file) as read:
+        return read.copy()
+
+
+def read_picture(path: str | PathLike[str]) -> dict[str, Any]:
+    """What made a picture, of any of `FORMATS`.
+
+    Raises:
+        InputError: there is no such file, it is no picture, or nothing is recorded in it.
+    """
+    if FORMATS.get(Path(path).suffix.lower(), "PNG") == "PNG":
+        return read_png(path)
+    try:
+        with Image.open(path) as image:
+            comment = image.getexif().get_ifd(EXIF).get(COMMENT)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a picture ({error})") from None
+    if isinstance(comment, bytes) and comment.startswith(ASCII):
+        with suppress(ValueError, RecursionError):
+            said = json.loads(comment.removeprefix(ASCII))
+            if isinstance(said, dict) and isinstance(said.get(KEY), dict):
+                settings: dict[str, Any] = said[KEY]
+                return settings
+    raise InputError(f"{path} does not say what made it: {UNSAID}")
 
 
 @cache
@@ -63,10 +136,7 @@ def read_png(path: str | PathLike[str]) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged file makes the decoder raise
         raise InputError(f"{path} cannot be read as a PNG ({error})") from None
     if text is None:
-        raise InputError(
-            f"{path} does not say what made it: it was not written by rectiflow, or another "
-            f"program has saved it since"
-        )
+        raise InputError(f"{path} does not say what made it: {UNSAID}")
     try:
         settings: dict[str, Any] = parse_json(str(text), "it")
     except Unreadable as error:

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from rectiflow.errors import InputError
-from rectiflow.files import write_whole
+from rectiflow.files import check_begun, write_whole
 from rectiflow.models.load import WEIGHTS
 from rectiflow.reproduce.study import CLIP, Flow, Item, Pictures, Store, Student, Study
 from rectiflow.stopping import Stopped, time_limit
@@ -223,5 +223,6 @@ def check_folder(folder: Path, study: Study, dtype: torch.dtype) -> None:
                 "with -o, or the options it was begun with"
             )
         return
+    check_begun(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(mark, text, shared=True)

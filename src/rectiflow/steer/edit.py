@@ -101,7 +101,7 @@ def edit(
         InputError: an image, prompt or setting is wrong.
         WorkError: the network returned something that is not a number.
     """
-    given = image
+    given, wanted = image, preset
     if preset is None:
         preset = image.preset if isinstance(image, Inversion) else DEFAULT_PRESET
     chosen = get_preset(preset, model.family, **settings)
@@ -112,7 +112,8 @@ def edit(
             if name == "noise_seed" and value is not None
         }
         new = new if draws_noise(image.preset, image.seed is not None) else {}
-        check_reuse(image, model, source_prompt, {**settings, **dict.fromkeys(new)})
+        told = {**settings, **dict.fromkeys(new)}
+        check_reuse(image, model, source_prompt, told, None if wanted is None else chosen)
         chosen = dataclasses.replace(chosen.inverted_as(image.preset), **new)
         chosen.check_inversion_prompt()
         chosen.check_path_is_read()

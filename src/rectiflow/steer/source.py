@@ -51,9 +51,20 @@ def inverted(
 
 
 def check_reuse(
-    inversion: Inversion, model: FlowModel, source_prompt: str | None, settings: Mapping[str, Any]
+    inversion: Inversion,
+    model: FlowModel,
+    source_prompt: str | None,
+    settings: Mapping[str, Any],
+    preset: Preset | None = None,
 ) -> None:
     """Refuse what contradicts the inversion that is to be edited from.
+
+    Args:
+        inversion: made before.
+        model: the network.
+        source_prompt: as it was given.
+        settings: the fields that were given one by one.
+        preset: as it was given; None where the inversion's own is taken.
 
     Raises:
         InputError: names what was inverted otherwise.
@@ -66,6 +77,11 @@ def check_reuse(
         raise InputError(
             f"the inversion was made with {made_by.name} and not with {model.name}, whose weights "
             "or settings differ: edit with that model, or invert again"
+        )
+    if preset is not None and preset.scheme != inversion.preset.scheme:
+        raise InputError(
+            f"the inversion was made by the scheme {inversion.preset.scheme}, and this preset goes "
+            f"with {preset.scheme}: invert again with it, or leave preset out"
         )
     made = {"source_prompt": inversion.source_prompt} | {
         name: getattr(inversion.preset, name) for name in INVERSION_SETTINGS
