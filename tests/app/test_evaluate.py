@@ -13,18 +13,18 @@ from tests.tiny_sd import tiny_sd
 
 COMMON = (
     "--limit --output --model --base --lora --variant --revision --device --dtype --offload --json "
-    "--help"
+    "--verbose --quiet --help"
 )
 OWN = {
-    "emoji-models": "",
-    "emoji-edits": "--methods --masks --tuned --tune --ablations --update --first-seed "
+    "emoji-models": "--overwrite",
+    "emoji-edits": "--overwrite --methods --masks --tuned --tune --ablations --update --first-seed "
     "--batch-size --processes",
     "pie-bench": "--data --make-data --preset --set --workers --shard --metrics --dino --clip "
     "--lpips-weights",
     "coco": "--data --make-data --split --ids --captions --steps --guidance --solver --seed "
     "--batch-size --shard --clip --inception-weights",
-    "inversion-error": "--steps --reference-steps --batch-size",
-    "straight-edits": "--steps --methods --guidance --batch-size",
+    "inversion-error": "--overwrite --steps --reference-steps --batch-size",
+    "straight-edits": "--overwrite --steps --methods --guidance --batch-size",
 }
 
 

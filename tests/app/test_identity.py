@@ -164,7 +164,7 @@ def test_training_asks_for_the_teachers_field_too(pairs: Pairs, run: Run, teache
     begun = (*train, "--model", teacher, "-o", "r")
     assert run(*begun, "--max-minutes", 0, "--json").data["finished"] is False
     was = edit(teacher / SCHEDULER, beta_start=0.001)
-    run(*begun, "--any-teacher").refuses("any_teacher")
+    run(*begun, "--any-teacher").refuses("--any-teacher")
     (teacher / SCHEDULER).write_text(json.dumps(was))
     found = run(*begun, "--json").data
     assert found["finished"] and found["phases"][0]["resumed_from"]
