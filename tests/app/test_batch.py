@@ -121,7 +121,7 @@ def test_seeds_masks_and_presets_by_row(run: Run, table: Path, model: Path) -> N
         "a dog,a cat,one.png,,mask.png,euler,\n"
     )
     small = batch(run, table, model)
-    assert small.code == 1 and "is 80 × 48 and the image 40 × 24" in small.err
+    small.refuses("line 3", "is 80 × 48 and the image 40 × 24")
     masks = ("--mask-resize", "--mask-invert")
     rows = batch(run, table, model, *masks, "--json").data["rows"]
     assert "--mask-invert --mask-resize" in Path("out/0002/report.html").read_text("utf-8")

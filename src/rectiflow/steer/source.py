@@ -78,6 +78,8 @@ def check_reuse(
             f"the inversion was made with {made_by.name} and not with {model.name}, whose weights "
             "or settings differ: edit with that model, or invert again"
         )
+    if preset is not None:
+        preset.inverted_as(inversion.preset).check_path_is_read()
     if preset is not None and preset.scheme != inversion.preset.scheme:
         raise InputError(
             f"the inversion was made by the scheme {inversion.preset.scheme}, and this preset goes "
