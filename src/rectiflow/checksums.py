@@ -71,7 +71,7 @@ def _counts(path: Path) -> bool:
 
 def _readable(folder: Path, known: set[str]) -> set[str]:
     """What a library might take for a part: JSON beside them, and all in their folders."""
-    found = {file.name for file in folder.glob("*.json")}
+    found = {file.name for file in folder.glob("*.json") if not file.name.startswith(".")}
     for part in known:
         inside = (file for file in (folder / part).glob("*") if file.suffix in _READ)
         found |= {file.relative_to(folder).as_posix() for file in inside}

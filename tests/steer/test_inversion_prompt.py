@@ -65,6 +65,7 @@ def test_two_branches_from_an_inversion_under_the_empty_prompt(
             inversion,
             prompts=TARGETS,
             preset="ftedit",
+            scheme="rf_inversion",  # that of the inversion
             negative_prompt="sad",
             adaln_ratio=0.8,
             attention_ratio=0.4,
@@ -137,4 +138,4 @@ def test_where_it_cannot_be_used_it_is_refused(model: SD3Model, preset: str, sai
 def test_velocities_of_an_inversion_that_are_of_another_prompt(model: SD3Model) -> None:
     inversion = dataclasses.replace(inverted(model))
     with pytest.raises(InputError, match="invert under the source prompt"):
-        rf.edit(model, inversion, prompts=TARGETS[0], preset="dnaedit")
+        rf.edit(model, inversion, prompts=TARGETS[0], preset="dnaedit", scheme="rf_inversion")
