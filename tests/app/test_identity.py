@@ -255,5 +255,5 @@ def test_one_prompt_is_one_and_numbers_are_none(kept: Path, tmp_path: Path) -> N
     assert (made.manifest.num, made.manifest.num_prompts) == (1, 1)
     assert rf.PairStore.open(tmp_path / "store").prompts == ["a cat"]
     for wrong in ([1, 2], 7, Path("prompts.txt"), b"a cat", ["a cat", None]):
-        with pytest.raises(InputError, match="give text|is not a prompt"):
+        with pytest.raises(InputError, match=r"give text|is not a prompt"):
             rf.make_pairs(model, wrong, tmp_path / "other", **given)  # type: ignore[arg-type]
