@@ -21,6 +21,7 @@ import typer
 from rectiflow.app import options, record
 from rectiflow.errors import InputError
 from rectiflow.files import write_whole
+from rectiflow.guarded import read_json
 
 try:
     import fcntl
@@ -186,12 +187,12 @@ def _ours(file: Path, known: list[Files], folder: Path) -> bool:
 def _read(folder: Path) -> list[Files]:
     """The sets of files that we wrote; a list that is damaged says of nothing that it is ours."""
     try:
-        said: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        said: Any = read_json(folder / MANIFEST)
         sets = [
             {str(n): None if h is None else str(h) for n, h in files.items() if is_below(n)}
             for files in said["sets"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return []
     return sets
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -81,15 +80,11 @@ def read_picture(path: str | PathLike[str]) -> dict[str, Any]:
             comment = image.getexif().get_ifd(EXIF).get(COMMENT)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes the decoder raise
         raise InputError(f"{path} cannot be read as a picture ({error})") from None
-    if isinstance(comment, bytes) and comment.startswith(ASCII):
-        with suppress(ValueError, RecursionError):
-            said = json.loads(comment.removeprefix(ASCII))
-            if isinstance(said, dict) and isinstance(said.get(KEY), dict):
-                settings: dict[str, Any] = said[KEY]
-                return settings
-    raise InputError(f"{path} does not say what made it: {UNSAID}")
+    if not isinstance(comment, bytes) or KEY.encode() not in comment:  # or another program's
+        raise InputError(f"{path} does not say what made it: {UNSAID}")
+    return _settings(comment.removeprefix(ASCII), path, KEY)
 
 
 @cache
@@ -137,10 +132,19 @@ def read_png(path: str | PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as a PNG ({error})") from None
     if text is None:
         raise InputError(f"{path} does not say what made it: {UNSAID}")
+    return _settings(str(text), path)
+
+
+def _settings(
+    text: str | bytes, path: str | PathLike[str], key: str | None = None
+) -> dict[str, Any]:
+    """What a record says, or what it says of `key`."""
     try:
-        settings: dict[str, Any] = parse_json(str(text), "it")
+        said: dict[str, Any] = parse_json(text, "it")
+        if key is not None and not isinstance(said.get(key), dict):
+            raise Unreadable("it", f"says nothing of {key}")
     except Unreadable as error:
         raise InputError(
             f"what {path} says about its making is damaged ({error}); use the original file"
         ) from error
-    return settings
+    return said if key is None else said[key]
