@@ -29,12 +29,15 @@ from rectiflow.invert.preset import METHOD_FIELDS, Preset
 from rectiflow.invert.presets import PRESETS, TWINS, on_family
 from rectiflow.invert.schemes import SCHEMES
 from rectiflow.models.base import FlowModel
+from rectiflow.models.controlnet import with_control
 from rectiflow.models.generate import generate_latents, initial_noise
 from rectiflow.models.guidance import GuidedVelocity
 from rectiflow.models.load import _place
 from tests.device.fake import FakeTensor, is_pinned, watched
 from tests.device.placed import MODELS, PROMPTS, avoidable, both, close, on
+from tests.models.test_controlnet import make_controlnet
 from tests.tiny import tiny_model
+from tests.tiny_sd import tiny_sd_model
 
 EDITS = [
     (name, preset) for preset in PRESETS if not preset.endswith("-flux") for name in ("sd", "sd3")
@@ -77,6 +80,20 @@ def test_generating_waits_for_nothing_in_a_step(device: torch.device, name: str)
             generated(theirs, steps)
         waits.append(avoidable(log))
     assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize("solver", ["dpmpp", "unipc", "ddim"])
+def test_schedulers_and_a_control_picture(
+    device: torch.device, picture: Image.Image, solver: str
+) -> None:
+    """A ControlNet that is on the CPU is brought to where its model is."""
+    found = []
+    for model in both(device, "sd"):
+        control = with_control(model, make_controlnet(tiny_sd_model().network), picture, 0.6)
+        noise = initial_noise(model, [0, 1], 32, 32)
+        given = {"num_inference_steps": 3, "guidance_scale": 3.0, "solver": solver}
+        found.append(generate_latents(control, PROMPTS, noise, **given).x)
+    close(found[1], found[0])
 
 
 @pytest.mark.parametrize(("name", "preset"), EDITS)
