@@ -201,8 +201,8 @@ def test_a_full_disk(make: Make, model: Path, prompts: Path, tmp_path: Path) -> 
     ("change", "line"),
     [
         (("--solver", "heun"), "was begun with solver 'euler', and 'heun' is asked for"),
-        (("--guidance", "1.5"), "was begun with guidance_scale 5.0, and 1.5 is asked for"),
-        (("--steps", "4"), "was begun with num_inference_steps 2, and 4 is asked for"),
+        (("--guidance", "1.5"), "was begun with --guidance 5.0, and 1.5 is asked for"),
+        (("--steps", "4"), "was begun with --steps 2, and 4 is asked for"),
         (("--num", "50"), "was begun with num 24, and 50 are asked for"),
         (("--size", "32x40"), "was begun with width 32, and 40 is asked for"),
         (("--dtype", "bfloat16"), "was begun with dtype 'float32', and 'bfloat16' is asked for"),

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from rectiflow.reproduce.measuring import pictures
 from rectiflow.reproduce.study import Study
 from rectiflow.reproduce.workshop import Workshop, check_folder
 from rectiflow.stopping import Stopped, time_limit
+from rectiflow.straighten.learner import Learner
 from rectiflow.straighten.pair_source import Generated
 from rectiflow.straighten.reading import PairStore
 from tests.reproduce.toy_study import MADE, contents, ended, fork, names, weights, workshop
@@ -77,7 +79,7 @@ def test_no_time_makes_nothing(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_training_stops_when_its_time_is_over_and_goes_on(
-    whole: Workshop, teacher: Path, tmp_path: Path
+    whole: Workshop, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("pairs/pairs-teacher", "pairs/pairs-of-2rf-0", "students/2rf-0", "made"):
         shutil.copytree(whole.folder / part, tmp_path / part)
@@ -85,8 +87,16 @@ def test_training_stops_when_its_time_is_over_and_goes_on(
     place = workshop(teacher, tmp_path)
     (one,) = (item for item in place.study.items if item.name == "one-0")
     assert place.ready(one)
-    with pytest.raises(Stopped), time_limit(0.02):
+    learn = Learner.learn
+
+    def last_in_time(learner: Learner, feed: Any) -> None:
+        learn(learner, feed)
+        time.sleep(4)  # past the limit
+
+    monkeypatch.setattr(Learner, "learn", last_in_time)
+    with pytest.raises(Stopped), time_limit(0.05):
         place.make(one)
+    monkeypatch.undo()
     assert not place.there(one)
     place.make(one)
     assert place.there(one)

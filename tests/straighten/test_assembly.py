@@ -135,7 +135,7 @@ def test_a_students_ancestors_are_its_teachers(store: PairStore, tmp_path: Path)
     student = load(tmp_path / "student", device="cpu")
     check_store(store.manifest, "here", student)
     (tmp_path / "student" / FILE_NAME).write_text("[]")
-    with pytest.raises(InputError, match="not the record"):
+    with pytest.raises(InputError, match="holds a list and not"):
         read_record(tmp_path / "student")
     assert read_record(tmp_path) is None
 

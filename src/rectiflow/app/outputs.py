@@ -20,7 +20,7 @@ import typer
 
 from rectiflow.app import options, record
 from rectiflow.errors import InputError
-from rectiflow.files import write_whole
+from rectiflow.files import leftovers, write_whole
 from rectiflow.guarded import read_json
 
 try:
@@ -152,12 +152,14 @@ def remove(folder: Path, files: Files) -> None:
     """Remove files that nobody has changed, and folders that are empty then."""
     for name, digest in files.items():
         file = folder / name
+        for left in leftovers(file):
+            left.unlink(missing_ok=True)
         if file.is_file() and not file.is_symlink() and digest in (None, record.file_hash(file)):
             file.unlink()
-            for parent in file.parents:
-                if parent == folder or any(parent.iterdir()):
-                    break
-                parent.rmdir()
+        for parent in file.parents:
+            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def remove_all(folder: Path) -> None:
